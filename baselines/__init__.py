@@ -1,0 +1,1 @@
+"""The methods that REFRAG is compared with, each on the harness's contracts."""

@@ -1,0 +1,85 @@
+"""``refrag-bench evaluate``: one cell of a table."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+HELP = "evaluate one system on one suite (goes on where its journal ends)"
+
+DESCRIPTION = """\
+Answer the questions of a suite with a system and write a record below --runs. Everything that can move the score is
+part of the run's identity: the same command again is a no-op, an interrupted one goes on, and another setting is
+another run. Exit code 1 means that the record holds examples that raised an error."""
+
+EPILOG = """\
+examples:
+  refrag-bench evaluate --system standard_rag --suite nq --checkpoint DIR --data DIR --passages 0
+  refrag-bench evaluate --system standard_rag --suite nq --checkpoint DIR --data DIR --passages 8 --retrieval FILE
+The retrieval file is what `refrag-bench retrieve` froze, or any DPR/FiD file with the questions' ids.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description, parser.epilog = DESCRIPTION, EPILOG
+    parser.add_argument("--system", required=True, help="standard_rag")
+    parser.add_argument("--suite", required=True, help="nq, triviaqa, popqa; same_relation (synthetic world only)")
+    parser.add_argument("--checkpoint", required=True, help="decoder: a local folder or a Hub id")
+    parser.add_argument("--passages", type=int, default=0, metavar="N", help="passages per question; 0 is closed-book")
+    parser.add_argument("--retrieval", type=Path, metavar="FILE", help="frozen retrieval to take the passages from")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="data root (default: REFRAG_DATA, else the Hub)")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N questions")
+    parser.add_argument("--max-new-tokens", type=int, default=16, metavar="N", help="longest answer (16)")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="questions per batch (8)")
+    parser.add_argument("--template", help="prompt template: text, tagged (default: the checkpoint's own, else text)")
+    parser.add_argument("--dtype", default="float32", help="float32 (default), bfloat16, float16")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--experiment", default="adhoc", metavar="NAME", help="the table that the record joins (adhoc)")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs lie (runs)")
+    parser.add_argument("--json", action="store_true", help="print the record as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    from harness.cli.progress import bar
+    from harness.config import load, plain
+
+    job = load("slurm.jobs:EvaluateJob")(
+        system=args.system,
+        suite=args.suite,
+        checkpoint=args.checkpoint,
+        passages=args.passages,
+        retrieval=args.retrieval,
+        data=args.data,
+        limit=args.limit,
+        max_new_tokens=args.max_new_tokens,
+        batch_size=args.batch_size,
+        template=args.template,
+        dtype=args.dtype,
+        device=args.device,
+        seed=args.seed,
+        experiment=args.experiment,
+        runs=args.runs,
+    )
+    with bar(job.title) as progress:
+        record = job.run(progress)
+    if args.json:
+        print(json.dumps(plain(record), indent=1))
+    else:
+        print(summary_line(record))
+    return 1 if record.n_errors else 0
+
+
+def summary_line(record: object) -> str:
+    """EM with its interval, the chance line where there is one, n and errors, in one line."""
+    from harness.config import plain
+
+    document = plain(record)
+    em = document["metrics"].get("em")
+    if em is None:
+        return f"{document['run_id']}: all {document['n_examples']} examples raised an error"
+    text = f"EM {100 * em['mean']:.1f} [{100 * em['low']:.1f}, {100 * em['high']:.1f}]  n={em['n']}"
+    if chance := document["metrics"].get("chance"):
+        text += f"  chance {100 * chance['mean']:.1f}"
+    return text + (f"  errors {document['n_errors']}" if document["n_errors"] else "")

@@ -1,0 +1,55 @@
+"""``refrag-bench generate``: one question, answered now."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+HELP = "answer one question, closed-book or over passages found in an index"
+
+DESCRIPTION = """\
+Answer a question with a system. With --index the passages come from an index that `refrag-bench index` built;
+without it the system answers closed-book."""
+
+EPILOG = """\
+examples:
+  refrag-bench generate "what is the rival of Mirel Tovan" --checkpoint DIR --index runs/indexes/bm25-… --passages 4
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description, parser.epilog = DESCRIPTION, EPILOG
+    parser.add_argument("question", metavar="QUESTION")
+    parser.add_argument("--system", default="standard_rag", help="standard_rag (default)")
+    parser.add_argument("--checkpoint", required=True, help="decoder: a local folder or a Hub id")
+    parser.add_argument("--index", type=Path, metavar="DIR", help="index folder to retrieve from")
+    parser.add_argument("--passages", type=int, default=4, metavar="N", help="passages to read (4)")
+    parser.add_argument("--max-new-tokens", type=int, default=16, metavar="N", help="longest answer (16)")
+    parser.add_argument("--template", help="prompt template: text, tagged (default: the checkpoint's own, else text)")
+    parser.add_argument("--dtype", default="float32", help="float32 (default), bfloat16, float16")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--json", action="store_true", help="print question, passages, answer and times as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    from harness.config import load
+
+    answered = load("slurm.jobs:GenerateJob")(
+        question=args.question,
+        system=args.system,
+        checkpoint=args.checkpoint,
+        index=args.index,
+        passages=args.passages,
+        max_new_tokens=args.max_new_tokens,
+        template=args.template,
+        dtype=args.dtype,
+        device=args.device,
+    ).run()
+    if args.json:
+        print(json.dumps(answered, indent=1, ensure_ascii=False))
+        return 0
+    for place, passage in enumerate(answered["passages"], start=1):
+        print(f"[{place}] {passage['title']}: {passage['text']}")
+    print(answered["answer"])
+    return 0

@@ -1,0 +1,49 @@
+"""Progress bars on standard error, so that standard output stays clean for ``--json`` and pipes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Advance = Callable[..., None]
+
+
+@contextmanager
+def bar(title: str) -> Iterator[Advance]:
+    """A bar; the yielded function takes the number done, the total and a short note.
+
+    Where standard error is no terminal (a job's log), one line at each tenth of the way instead.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        reached = [0]
+
+        def log(done: int, total: int, note: str = "") -> None:
+            tenth = done * 10 // max(1, total)
+            if tenth > reached[0]:
+                reached[0] = tenth
+                console.print(f"{title}: {done}/{total} {note}", highlight=False)
+
+        yield log
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(title, total=None, note="")
+        yield lambda done, total, note="": progress.update(task, completed=done, total=total, note=note)
+
+
+def say(message: str) -> None:
+    """One line to a person, on standard error."""
+    from rich.console import Console
+
+    Console(stderr=True).print(message, highlight=False, soft_wrap=True)

@@ -1,0 +1,169 @@
+"""``refrag-bench status``: how far is every run? Reads the run folders, changes nothing."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from harness.errors import InputError
+
+HELP = "list the runs: done, partial or not started, with their errors"
+
+DESCRIPTION = """\
+List every run folder RUNS/SUITE/SYSTEM/RUN_ID:
+  done         record.json is there; it is written last
+  partial      a journal without a record: running now, or interrupted (start the run again, it continues)
+  not started  only the spec is there
+  damaged      record.json does not parse, or spec.json is gone or does not
+"errors" counts the examples that raised; "when" is the last write, in UTC."""
+
+EPILOG = """\
+examples:
+  refrag-bench status
+  refrag-bench status --runs runs --json | jq '.[] | select(.state != "done")'"""
+
+_SPEC, _JOURNAL, _RECORD = _FILES = ("spec.json", "predictions.jsonl", "record.json")
+_STYLES = {"done": "green", "partial": "yellow", "not started": "", "damaged": "red"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunState:
+    """One run folder. ``rows`` of ``n_examples`` are answered (or raised: ``errors``); None is not known."""
+
+    suite: str
+    system: str
+    run_id: str
+    passages: int | None
+    state: str
+    rows: int
+    n_examples: int | None
+    errors: int
+    when: str
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description, parser.epilog = DESCRIPTION, EPILOG
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="the folder of runs (runs)")
+    parser.add_argument("--json", action="store_true", help="print the states as one JSON list instead of a table")
+
+
+def run(args: argparse.Namespace) -> int:
+    states = run_states(args.runs)
+    if args.json:
+        print(json.dumps([dataclasses.asdict(state) for state in states], indent=1))
+    else:
+        _print_table(states)
+    return 0
+
+
+def run_states(runs: Path) -> list[RunState]:
+    """The state of every run folder below ``runs``, in the order of suite, system, passages and run id.
+
+    Raises ``InputError`` if there is no such folder or no run in it. A damaged run is a state, not an error: this
+    command is what one calls to find it.
+    """
+    folders = {path.parent for name in _FILES for path in runs.glob(f"*/*/*/{name}")}
+    if not folders:
+        problem = "no run below" if runs.is_dir() else "no folder"
+        raise InputError(f"{problem} {runs}; start a run with `refrag-bench run tiny`")
+    return sorted(
+        (_state(folder) for folder in folders),
+        key=lambda state: (state.suite, state.system, state.passages or 0, state.run_id),
+    )
+
+
+def _state(folder: Path) -> RunState:
+    from results.records import read_record
+
+    spec = _read_spec(folder / _SPEC)
+    n_examples, passages = spec.get("n_examples"), spec.get("spec", {}).get("passages")
+    if (folder / _RECORD).exists():
+        try:
+            record = read_record(folder / _RECORD)
+        except InputError:
+            state, rows, errors = "damaged", 0, 0
+        else:
+            state, rows, errors = "done", record.n_examples, record.n_errors
+            n_examples, passages = record.n_examples, record.passages
+    else:
+        rows, errors = _read_journal(folder / _JOURNAL, folder.name)
+        state = "partial" if rows else "not started"
+    return RunState(
+        suite=folder.parent.parent.name,
+        system=folder.parent.name,
+        run_id=folder.name,
+        passages=passages,
+        state=state if spec or state == "done" else "damaged",
+        rows=rows,
+        n_examples=n_examples,
+        errors=errors,
+        when=_last_write(folder),
+    )
+
+
+def _read_spec(path: Path) -> dict[str, Any]:
+    """The content of ``spec.json``, empty where the file is missing or damaged."""
+    try:
+        spec = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return spec if isinstance(spec, dict) and isinstance(spec.get("spec"), dict) else {}
+
+
+def _read_journal(path: Path, run_id: str) -> tuple[int, int]:
+    """How many examples of the run have a row, and how many of these raised; an example's last row counts.
+
+    A line that does not parse is one torn by an interruption: its example will be run again.
+    """
+    raised: dict[int, bool] = {}
+    if path.exists():
+        with path.open("rb") as journal:
+            for line in journal:
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    continue
+                if row.get("run_id") == run_id:
+                    raised[row["i"]] = "error" in row
+    return len(raised), sum(raised.values())
+
+
+def _last_write(folder: Path) -> str:
+    seconds = max(path.stat().st_mtime for name in _FILES if (path := folder / name).exists())
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+def _print_table(states: list[RunState]) -> None:
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE, pad_edge=False)
+    for name in ("suite", "system", "passages", "run", "state", "examples", "errors", "when"):
+        right = name in ("passages", "examples", "errors")
+        table.add_column(name, justify="right" if right else "left", overflow="fold")
+    for state in states:
+        table.add_row(
+            state.suite,
+            state.system,
+            _known(state.passages),
+            state.run_id,
+            Text(state.state, style=_STYLES[state.state]),
+            f"{state.rows} of {_known(state.n_examples)}",
+            Text(str(state.errors), style="red" if state.errors else ""),
+            state.when.removesuffix("+00:00").replace("T", " "),
+        )
+    # A pipe or a file has no width of its own: room for every column, so that no run id is broken in two.
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def _known(count: int | None) -> str:
+    return "?" if count is None else str(count)

@@ -1,0 +1,40 @@
+"""``refrag-bench train``: one stage of one system."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+HELP = "train one stage of a system (goes on from its last checkpoint)"
+
+DESCRIPTION = """\
+Train STAGE of SYSTEM at a scale. Interrupt it at any time: the same command goes on from the newest checkpoint and
+ends with the same weights as an unbroken run. The checkpoint is a transformers folder plus training.json, which
+says where it came from."""
+
+EPILOG = """\
+examples:
+  refrag-bench train standard_rag finetune --scale tiny     the tiny reader of the synthetic world (minutes, CPU)
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description, parser.epilog = DESCRIPTION, EPILOG
+    parser.add_argument("system", metavar="SYSTEM", help="standard_rag")
+    parser.add_argument("stage", metavar="STAGE", help="finetune")
+    parser.add_argument("--scale", default="tiny", help="tiny (default)")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs lie (runs)")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+
+
+def run(args: argparse.Namespace) -> int:
+    from harness.cli.progress import bar
+    from harness.config import load
+
+    job = load("slurm.jobs:TrainJob")(
+        system=args.system, stage=args.stage, scale=args.scale, runs=args.runs, device=args.device
+    )
+    with bar(job.title) as progress:
+        checkpoint = job.run(progress)
+    print(checkpoint)
+    return 0

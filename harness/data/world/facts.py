@@ -1,0 +1,109 @@
+"""People, what is true of them, and the two ways of saying it: a statement and a question.
+
+A person is a pair of indices (first name, last name). Every fifth pair belongs to the test split and never occurs
+in training. A passage states four facts about one person, eight words each:
+
+    The birthplace of Mirel Tovan is Grell. Known rival of Mirel Tovan was Pavo. ...
+
+so that one fact fills one chunk of k = 8 decoder tokens, two fill k = 16, and the k ablation needs no padding.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from harness.data.world.lexicon import Relation, lexicon
+from harness.protocol import Passage
+
+FACTS_PER_PASSAGE = 4
+TEST_FOLD = 5
+
+Person = tuple[int, int]
+Split = Literal["train", "test"]
+
+
+@dataclass(frozen=True, slots=True)
+class Biography:
+    """One person and the value (an index into ``relation.values``) of each of their relations, in passage order."""
+
+    person: Person
+    facts: tuple[tuple[int, int], ...]
+
+    @property
+    def name(self) -> str:
+        words = lexicon()
+        return f"{words.first_names[self.person[0]]} {words.last_names[self.person[1]]}"
+
+    def value(self, relation: int) -> str:
+        return lexicon().relations[relation].values[dict(self.facts)[relation]]
+
+
+def is_test(person: Person) -> bool:
+    """Whether a name pair is reserved for testing (one in five, spread over all first and last names)."""
+    return (person[0] + 2 * person[1]) % TEST_FOLD == 0
+
+
+def draw_person(rng: random.Random, split: Split) -> Person:
+    words = lexicon()
+    while True:
+        person = (rng.randrange(len(words.first_names)), rng.randrange(len(words.last_names)))
+        if is_test(person) == (split == "test"):
+            return person
+
+
+def draw_relations(rng: random.Random) -> list[int]:
+    return rng.sample(range(len(lexicon().relations)), FACTS_PER_PASSAGE)
+
+
+def draw_biography(rng: random.Random, person: Person, relations: list[int]) -> Biography:
+    shuffled = rng.sample(relations, len(relations))
+    values = lexicon().relations
+    return Biography(person, tuple((index, rng.randrange(len(values[index].values))) for index in shuffled))
+
+
+def draw_namesake(rng: random.Random, person: Person, split: Split) -> Person:
+    """Somebody else who shares a first or a last name: the distractor that makes half a name not enough."""
+    while True:
+        other = draw_person(rng, split)
+        candidate = (person[0], other[1]) if rng.random() < 0.5 else (other[0], person[1])
+        if candidate != person and is_test(candidate) == (split == "test"):
+            return candidate
+
+
+def state(rng: random.Random, biography: Biography) -> str:
+    """The passage text: four statements of eight words."""
+    relations = lexicon().relations
+    statements = []
+    for index, value in biography.facts:
+        noun = rng.choice(relations[index].nouns)
+        opening, verb = rng.choice(["The", "Known"]), rng.choice(["is", "was"])
+        statements.append(f"{opening} {noun} of {biography.name} {verb} {relations[index].values[value]}.")
+    return " ".join(statements)
+
+
+def ask(rng: random.Random, biography: Biography, relation: int, opening: str) -> str:
+    """A question that ends in ``{noun} of {name}``; ``opening`` is what tells the three suites apart."""
+    return f"{opening} the {rng.choice(lexicon().relations[relation].nouns)} of {biography.name}"
+
+
+def chance(passages: tuple[Passage, ...], question: str) -> float:
+    """The score of a reader that finds a value of the asked relation but ignores whose it is.
+
+    1 / (number of passages that state the relation), and 0 where none does: the line that a score must part from
+    before it means that entities are bound to their facts.
+    """
+    relation = relation_asked(question)
+    stating = sum(any(f" {noun} of " in passage.text for noun in relation.nouns) for passage in passages)
+    return 1.0 / stating if stating else 0.0
+
+
+def relation_asked(question: str) -> Relation:
+    """The relation that a question of the world asks for. Raises ``ValueError`` for any other question."""
+    match = re.search(r"\bthe (\w+) of ", question)
+    for relation in lexicon().relations:
+        if match and match.group(1) in relation.nouns:
+            return relation
+    raise ValueError(f"not a question of the synthetic world: {question!r}")

@@ -1,0 +1,1 @@
+"""Decoders: how they are loaded, and the one loop that every system decodes with."""

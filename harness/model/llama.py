@@ -1,0 +1,167 @@
+"""The Llama forward for inference: transformers' weights without its per-layer bookkeeping.
+
+``transformers`` stays the source of the weights and the reference of every test. Its forward spends, on a small
+model, more time on mask objects, cache objects and dispatch than on arithmetic; this one is the same arithmetic in
+a straight line, so that what the clock sees is the method. Departures, none of which changes a result:
+
+1. Keys and values go to one preallocated buffer per layer (``KVCache``).
+2. The last layer computes queries, attention output and MLP for the last position only: nobody reads the others.
+3. A prompt without padding uses the causal kernel, a padded one an explicit mask.
+
+Shapes: B batch, T new positions, S cache length, H query heads, G key/value heads, D head width, E hidden size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+
+@dataclass
+class KVCache:
+    """Keys and values of all layers, (layers, B, G, S, D) each, of which the first ``length`` positions are filled.
+
+    ``visible_BS`` is False at padded positions; positions not filled yet are not looked at.
+    """
+
+    keys: Tensor
+    values: Tensor
+    visible_BS: Tensor
+    padded: bool
+    length: int = 0
+
+    @property
+    def capacity(self) -> int:
+        return self.keys.shape[3]
+
+
+class Llama:
+    """A ``LlamaForCausalLM`` seen as two verbs: ``prefill`` and ``decode_one_token``.
+
+    Shares the model's weights; query/key/value and gate/up matrices are laid side by side once and the model's own
+    parameters become views of them, so nothing is stored twice.
+    """
+
+    def __init__(self, model: LlamaForCausalLM) -> None:
+        config = model.config
+        self.model = model
+        self.n_heads: int = config.num_attention_heads
+        self.n_kv_heads: int = config.num_key_value_heads
+        self.head_width: int = config.head_dim
+        self.eps: float = config.rms_norm_eps
+        self.rotary = model.model.rotary_emb
+        self.embedding: Tensor = model.model.embed_tokens.weight
+        self.layers = list(model.model.layers)
+        self.qkv = [_fuse([a.q_proj, a.k_proj, a.v_proj]) for a in (layer.self_attn for layer in self.layers)]
+        self.gate_up = [_fuse([mlp.gate_proj, mlp.up_proj]) for mlp in (layer.mlp for layer in self.layers)]
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token ids (...) to input embeddings (..., E)."""
+        return F.embedding(ids, self.embedding)
+
+    def new_cache(self, batch: int, capacity: int) -> KVCache:
+        weight = self.embedding
+        shape = (len(self.layers), batch, self.n_kv_heads, capacity, self.head_width)
+        return KVCache(
+            keys=weight.new_empty(shape),
+            values=weight.new_empty(shape),
+            visible_BS=torch.ones((batch, capacity), dtype=torch.bool, device=weight.device),
+            padded=False,
+        )
+
+    def prefill(self, inputs_BTE: Tensor, mask_BT: Tensor, cache: KVCache) -> Tensor:
+        """Read a left-padded prompt into an empty cache; returns the logits (B, V) of the next token.
+
+        ``mask_BT`` is False at padding. Positions count real tokens from 0, so padding shifts nothing.
+        """
+        T = inputs_BTE.shape[1]
+        assert cache.length == 0 and T <= cache.capacity
+        cache.visible_BS[:, :T] = mask_BT
+        cache.padded = not bool(mask_BT.all())
+        positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
+        causal_mask = None
+        if cache.padded:
+            causal = torch.ones((T, T), dtype=torch.bool, device=inputs_BTE.device).tril()
+            # A padded position sees itself, or its softmax would be over nothing (NaN).
+            itself = torch.eye(T, dtype=torch.bool, device=inputs_BTE.device)
+            causal_mask = ((causal & mask_BT[:, None, :]) | itself)[:, None]
+        return self._forward(inputs_BTE, positions_BT, cache, causal_mask)
+
+    def decode_one_token(self, token_B: Tensor, position_B: Tensor, cache: KVCache) -> Tensor:
+        """Append one token per row; returns the logits (B, V) of the one after it."""
+        mask = cache.visible_BS[:, None, None, : cache.length + 1] if cache.padded else None
+        return self._forward(self.embed(token_B)[:, None], position_B[:, None], cache, mask)
+
+    def _forward(self, x_BTE: Tensor, positions_BT: Tensor, cache: KVCache, mask: Tensor | None) -> Tensor:
+        cos, sin = self.rotary(x_BTE, positions_BT)
+        rotation = cos[:, None], sin[:, None]
+        last = len(self.layers) - 1
+        for index, layer in enumerate(self.layers):
+            x_BTE = self._layer(index, layer, x_BTE, rotation, cache, mask, only_last=index == last)
+        cache.length += positions_BT.shape[1]
+        x_BE = self._norm(x_BTE[:, -1], self.model.model.norm.weight)
+        return F.linear(x_BE, self.model.lm_head.weight)
+
+    def _layer(
+        self,
+        index: int,
+        layer: LlamaDecoderLayer,
+        x_BTE: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        cache: KVCache,
+        mask: Tensor | None,
+        only_last: bool,
+    ) -> Tensor:
+        B, T, _ = x_BTE.shape
+        start, end = cache.length, cache.length + T
+        H, G, D = self.n_heads, self.n_kv_heads, self.head_width
+
+        qkv = F.linear(self._norm(x_BTE, layer.input_layernorm.weight), self.qkv[index])
+        q, k, v = qkv.view(B, T, H + 2 * G, D).transpose(1, 2).split([H, G, G], dim=1)
+        cos, sin = rotation
+        cache.keys[index, :, :, start:end] = _rotate(k, cos, sin)
+        cache.values[index, :, :, start:end] = v
+        if only_last and T > 1:
+            q, cos, sin, x_BTE = q[:, :, -1:], cos[:, :, -1:], sin[:, :, -1:], x_BTE[:, -1:]
+            mask = None if mask is None else mask[:, :, -1:]
+        q = _rotate(q, cos, sin)
+        attended = F.scaled_dot_product_attention(
+            q,
+            cache.keys[index, :, :, :end],
+            cache.values[index, :, :, :end],
+            attn_mask=mask,
+            is_causal=mask is None and q.shape[2] > 1,
+            enable_gqa=H != G,
+        )
+        x_BTE = x_BTE + F.linear(attended.transpose(1, 2).reshape(B, -1, H * D), layer.self_attn.o_proj.weight)
+        gate, up = F.linear(self._norm(x_BTE, layer.post_attention_layernorm.weight), self.gate_up[index]).chunk(2, -1)
+        return x_BTE + F.linear(F.silu(gate) * up, layer.mlp.down_proj.weight)
+
+    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), weight, self.eps)
+
+
+def _rotate(x_BHTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding in the half-split convention of the published Llama weights (RoFormer, Eq. 34)."""
+    left, right = x_BHTD.chunk(2, dim=-1)
+    return x_BHTD * cos + torch.cat((-right, left), dim=-1) * sin
+
+
+@torch.no_grad()
+def _fuse(linears: list[torch.nn.Linear]) -> Tensor:
+    """Stack the weights of ``linears`` and make each of them a view of the stack."""
+    fused = torch.cat([linear.weight for linear in linears])
+    start = 0
+    for linear in linears:
+        rows = linear.weight.shape[0]
+        linear.weight.data = fused[start : start + rows]
+        start += rows
+    return fused

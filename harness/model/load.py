@@ -1,0 +1,127 @@
+"""Where a decoder comes from: a Hub id, a local folder, or a config with random weights at a named shape.
+
+Only the Llama architecture is taken (LLaMA-2, LLaMA-3.x and every model published in that form): all systems of the
+paper are built on it, and the one decode path in ``llama`` is proven against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.config import file_digest
+from harness.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+
+# The published shapes (model cards) and the tiny one of the synthetic world. Latency depends on these alone.
+SHAPES: Mapping[str, Mapping[str, Any]] = {
+    "tiny": dict(
+        hidden_size=128, intermediate_size=352, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4,
+        vocab_size=974, max_position_embeddings=4096, tie_word_embeddings=True,
+    ),
+    "llama2-7b": dict(
+        hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
+        num_key_value_heads=32, vocab_size=32000, max_position_embeddings=4096,
+    ),
+    "llama2-13b": dict(
+        hidden_size=5120, intermediate_size=13824, num_hidden_layers=40, num_attention_heads=40,
+        num_key_value_heads=40, vocab_size=32000, max_position_embeddings=4096,
+    ),
+    "llama3.2-3b": dict(
+        hidden_size=3072, intermediate_size=8192, num_hidden_layers=28, num_attention_heads=24,
+        num_key_value_heads=8, head_dim=128, vocab_size=128256, max_position_embeddings=131072,
+        tie_word_embeddings=True,
+        rope_parameters=dict(
+            rope_type="llama3", rope_theta=500000.0, factor=32.0, high_freq_factor=4.0, low_freq_factor=1.0,
+            original_max_position_embeddings=8192,
+        ),
+    ),
+}  # fmt: skip
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoder:
+    """A decoder with its tokenizer. ``checkpoint`` is the content hash or Hub revision: the identity in records."""
+
+    model: LlamaForCausalLM
+    tokenizer: PreTrainedTokenizerBase
+    checkpoint: str
+
+
+def load_decoder(name: str, *, dtype: str = "float32", device: str = "cpu", revision: str | None = None) -> Decoder:
+    """Load the decoder and tokenizer in folder ``name``, or of Hub id ``name`` at ``revision``.
+
+    Weights are read as safetensors only and no code of a checkpoint is run. Raises ``InputError`` where there is no
+    such checkpoint, its architecture is not Llama, or its weights have another shape than its config says.
+    """
+    import torch
+    from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
+    from transformers.utils import logging
+
+    if dtype not in DTYPES:
+        raise unknown("dtype", dtype, DTYPES)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    folder = Path(name)
+    if folder.exists() and not (folder / "config.json").exists():
+        raise InputError(f"no decoder in {folder}: expected config.json there (is the training finished?)")
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision)
+    except (OSError, ValueError) as error:
+        raise InputError(f"no decoder {name!r}: neither a local folder nor a reachable Hub id") from error
+    if config.model_type != "llama":
+        raise InputError(f"decoder {name} is of type {config.model_type!r}; only 'llama' is supported")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+        model, report = LlamaForCausalLM.from_pretrained(
+            name, revision=revision, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"decoder {name} cannot be loaded: {_first_line(error)}") from error
+    missing = sorted(report["missing_keys"]) + sorted(report["unexpected_keys"])
+    if missing or report["mismatched_keys"]:
+        raise InputError(f"decoder {name}: weights do not fit its config at {', '.join(map(str, missing))}")
+    if len(tokenizer) > model.config.vocab_size:
+        raise InputError(
+            f"decoder {name}: its tokenizer has {len(tokenizer)} tokens, its embedding only {model.config.vocab_size}"
+        )
+    return Decoder(model=model.to(device).eval(), tokenizer=tokenizer, checkpoint=_identity(folder, config))
+
+
+def shape_config(shape: str) -> LlamaConfig:
+    """The configuration of a named shape."""
+    from transformers import LlamaConfig
+
+    if shape not in SHAPES:
+        raise unknown("model shape", shape, SHAPES)
+    return LlamaConfig(**SHAPES[shape])
+
+
+def random_decoder(shape: str, *, seed: int, dtype: torch.dtype | None = None) -> LlamaForCausalLM:
+    """A decoder of a named shape with random weights: for latency, for tests, and as the start of training."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    return LlamaForCausalLM._from_config(shape_config(shape), dtype=dtype or torch.float32).eval()
+
+
+def checkpoint_digest(folder: Path) -> str:
+    """Content hash of an exported checkpoint: config, weights and tokenizer."""
+    names = ("config.json", "tokenizer.json")
+    return file_digest(*(folder / name for name in names), *sorted(folder.glob("*.safetensors")))
+
+
+def _identity(folder: Path, config: Any) -> str:
+    return checkpoint_digest(folder) if folder.is_dir() else str(config._commit_hash)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

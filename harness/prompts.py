@@ -1,0 +1,108 @@
+"""How passages and a question become tokens: one policy for every system.
+
+A prompt is [BOS] + one block per passage + one question block. Each block is tokenised on its own, so that what is
+prepared before the question is known (``System.encode``) equals what would be prepared with it. Text that comes
+from data is tokenised with special tokens split: no passage can forge a tag or end a prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from harness.errors import unknown
+from harness.protocol import Passage
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PROMPT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    """The markup around passages and questions, and where an answer ends.
+
+    ``passage_tag`` and ``answer_tag`` are single special tokens of the decoder's tokenizer, or empty. An answer
+    ends at EOS and, where ``stop`` is not empty, at the first occurrence of ``stop``.
+    """
+
+    name: str
+    passage: str
+    question: str
+    passage_tag: str = ""
+    answer_tag: str = ""
+    stop: str = ""
+
+    def passage_ids(self, tokenizer: PreTrainedTokenizerBase, passages: Sequence[Passage]) -> list[list[int]]:
+        """One block per passage."""
+        tag = _tag(tokenizer, self.passage_tag)
+        texts = [self.passage.format(title=passage.title, text=passage.text) for passage in passages]
+        return [tag + ids for ids in text_ids(tokenizer, texts)]
+
+    def question_ids(self, tokenizer: PreTrainedTokenizerBase, questions: Sequence[str]) -> list[list[int]]:
+        """One block per question. Data sets disagree on the question mark, so it is put there exactly once."""
+        tag = _tag(tokenizer, self.answer_tag)
+        texts = [self.question.format(question=question.strip().rstrip("?").rstrip()) for question in questions]
+        return [ids + tag for ids in text_ids(tokenizer, texts)]
+
+    def start_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        return [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+
+    def stop_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """Tokens after which a row is finished: EOS, and every token whose text contains ``stop``."""
+        ids = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        if self.stop:
+            special = set(tokenizer.all_special_ids)
+            spelled = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
+            ids += [token for token, text in enumerate(spelled) if self.stop in text and token not in special]
+        return ids
+
+    def answer(self, text: str) -> str:
+        """The answer in generated ``text``: what stands before ``stop``, stripped."""
+        return (text.split(self.stop)[0] if self.stop else text).strip()
+
+
+def _tag(tokenizer: PreTrainedTokenizerBase, tag: str) -> list[int]:
+    if not tag:
+        return []
+    token = tokenizer.get_vocab().get(tag)
+    if token is None:
+        raise unknown("tag of this decoder's tokenizer (choose another prompt template)", tag, tokenizer.all_special_tokens)
+    return [token]
+
+
+def text_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text on its own, special tokens neither added nor recognised."""
+    if not texts:
+        return []
+    ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return ids
+
+
+# Decoders trained on natural text read plain text and stop at the end of the line.
+TEXT = Template(
+    name="text",
+    passage="Title: {title}\nText: {text}\n\n",
+    question="Question: {question}?\nAnswer:",
+    stop="\n",
+)
+
+# The tiny decoders of the synthetic world have tags in their vocabulary and learn to stop by EOS. The title is left
+# out: every statement names its subject, and eight-token statements stay aligned with chunks.
+TAGGED = Template(
+    name="tagged",
+    passage="{text}",
+    question="{question}?",
+    passage_tag="<passage>",
+    answer_tag="<answer>",
+)
+
+TEMPLATES: Mapping[str, Template] = {template.name: template for template in (TEXT, TAGGED)}
+
+
+def template(name: str) -> Template:
+    if name not in TEMPLATES:
+        raise unknown("prompt template", name, TEMPLATES)
+    return TEMPLATES[name]

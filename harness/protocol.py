@@ -1,0 +1,94 @@
+"""The whole vocabulary on one page: what a system, a suite and a retriever are.
+
+    question -> retrieval -> passages -> encode -> generate -> text -> score -> record
+
+The seam between ``encode`` and ``generate`` is what makes latency honest. "TTFT cached" and "TTFT not cached"
+are only whether the clock starts after or before ``encode``, so one run gives both; and a generator cannot
+misreport its own latency, because the harness times the columns as they come out.
+
+These are protocols, not base classes: helpers that systems share are functions that they call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ContextT = TypeVar("ContextT")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Passage:
+    """A retrieved text. ``id`` is unique within its corpus."""
+
+    id: str
+    title: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hit:
+    """A passage that a retriever returned, with the retriever's own score (higher is better)."""
+
+    passage: Passage
+    score: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Example:
+    """One question with its gold answers and the passages that every system sees."""
+
+    id: str
+    question: str
+    answers: tuple[str, ...]
+    passages: tuple[Passage, ...] = ()
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Usage:
+    """Decoder positions that the prompt occupies, and how many of the given passages found room in it."""
+
+    decoder_positions: int
+    passages_read: int
+
+
+class System(Protocol[ContextT]):
+    """One way of answering from passages. Yields tokens; never times itself."""
+
+    pad_id: int
+
+    def check(self, questions: Sequence[str], *, max_new_tokens: int) -> None:
+        """Raise ``InputError`` naming the first question that can never be answered (longer than the context)."""
+
+    def encode(self, passages: Sequence[Sequence[Passage]]) -> ContextT:
+        """Prepare B lists of passages. Must not see the question, so that the result can be cached."""
+
+    def generate(self, questions: Sequence[str], context: ContextT, *, max_new_tokens: int) -> Iterator[Tensor]:
+        """Yield token columns (B,), one per step; a finished row yields its pad token."""
+
+    def usage(self, questions: Sequence[str], context: ContextT, *, max_new_tokens: int) -> list[Usage]:
+        """What each question costs. Called outside the clock."""
+
+    def text(self, columns: Sequence[Tensor]) -> list[str]:
+        """The B answers that a sequence of token columns spells."""
+
+
+class Suite(Protocol):
+    """Supplies questions and scores answers."""
+
+    name: str
+
+    def examples(self) -> Iterable[Example]: ...
+
+    def score(self, example: Example, text: str) -> dict[str, float]: ...
+
+
+class Retriever(Protocol):
+    """Finds passages. ``search`` returns one list per question, best first."""
+
+    def search(self, questions: Sequence[str], k: int) -> list[list[Hit]]: ...

@@ -1,0 +1,195 @@
+"""What a run leaves behind: its spec, a journal with one row per example, and the record.
+
+    runs/<suite>/<system>/<run_id>/spec.json          written first
+    runs/<suite>/<system>/<run_id>/predictions.jsonl  append-only journal, flushed per batch
+    runs/<suite>/<system>/<run_id>/record.json        written last, by rename: its presence is what "done" means
+
+Everything that can move a number is in the spec, and ``run_id`` is its digest. The journal holds nothing that
+differs between two equal runs (no times, no dates), so it can be compared byte by byte. Every row carries the
+``run_id``: a journal of another spec is never read. A run that is cut off goes on where its journal ends.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from harness.config import digest, plain
+from harness.errors import InputError
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteSpec:
+    """Which questions. ``revision`` is the Hub commit or the digest of the files they came from."""
+
+    name: str
+    dataset: str
+    split: str
+    limit: int | None
+    root: str
+    revision: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalSpec:
+    """Which passages: the frozen file, by the digest of its content."""
+
+    retriever: str
+    setting: str
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SystemSpec:
+    name: str
+    config: Mapping[str, Any]
+    checkpoint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeSpec:
+    """Batch size, device and dtype are here because padding and kernels move the last bits of a logit."""
+
+    max_new_tokens: int
+    batch_size: int
+    device: str
+    dtype: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """One cell of a table: everything that can move its number, and nothing else."""
+
+    suite: SuiteSpec
+    retrieval: RetrievalSpec | None
+    passages: int
+    system: SystemSpec
+    decode: DecodeSpec
+    seed: int
+    prompt_version: int
+    metric_version: int
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def run_id(self) -> str:
+        return digest(self)
+
+    def folder(self, runs: Path) -> Path:
+        return runs / self.suite.name / self.system.name / self.run_id
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """The result of a run.
+
+    ``experiment`` groups records into one table and ``notes`` are what its readers must know; neither is part of the
+    run's identity.
+    """
+
+    run_id: str
+    experiment: str
+    notes: tuple[str, ...]
+    spec: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    n_examples: int
+    n_errors: int
+    n_empty_golds: int
+    timings: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    schema_version: int = SCHEMA_VERSION
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The record in ``folder``. Raises ``InputError`` where it is of another schema."""
+        path = folder / "record.json"
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if document.get("schema_version") != SCHEMA_VERSION:
+            raise InputError(f"{path}: expected schema_version {SCHEMA_VERSION}, got {document.get('schema_version')!r}")
+        return cls(**document)
+
+    def write(self, folder: Path) -> None:
+        write_atomically(folder / "record.json", json.dumps(plain(self), indent=1, ensure_ascii=False) + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write ``text`` so that ``path`` is either as before or complete, also after a power cut."""
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@dataclass
+class Journal:
+    """The rows of one run, in order, on disk.
+
+    Opening it reads what is there. A last line without its newline is what a killed writer leaves: it is cut off.
+    Any other line that cannot be read, is out of order or belongs to another run is an ``InputError`` that names
+    it: nothing is skipped in silence.
+    """
+
+    path: Path
+    run_id: str
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("a+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._file.close()
+            raise InputError(f"{self.path} is being written by another process") from error
+        self._file.seek(0)
+        data = self._file.read()
+        whole = data.rfind(b"\n") + 1
+        self.rows = [self._parse(number, line) for number, line in enumerate(data[:whole].splitlines())]
+        if whole < len(data):
+            self._file.truncate(whole)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def _parse(self, number: int, line: bytes) -> dict[str, Any]:
+        where = f"{self.path} line {number + 1}"
+        try:
+            row: dict[str, Any] = json.loads(line)
+        except ValueError as error:
+            raise InputError(
+                f"{where} is corrupt (expected one JSON object); move the folder away to run again from the start"
+            ) from error
+        if not isinstance(row, dict) or row.get("run_id") != self.run_id:
+            raise InputError(f"{where} belongs to another run; expected run_id {self.run_id}")
+        if row.get("i") != number:
+            raise InputError(f"{where}: expected example {number}, got {row.get('i')}: rows were lost or doubled")
+        return row
+
+    def append(self, rows: list[dict[str, Any]]) -> None:
+        """Add the rows of one batch and hand them to the operating system.
+
+        A write that fails half-way (a full disk) leaves a torn line, which the next start cuts off.
+        """
+        lines = []
+        for row in rows:
+            row = {"run_id": self.run_id, "i": len(self.rows), **row}
+            self.rows.append(row)
+            lines.append(json.dumps(row, ensure_ascii=False))
+        self._file.write(("\n".join(lines) + "\n").encode())
+        self._file.flush()

@@ -1,0 +1,1 @@
+"""From a question to passages: the corpus, the indexes over it, and the frozen file that every system reads."""

@@ -1,0 +1,114 @@
+"""What is searched: the passages of a corpus and the digest that names them.
+
+Read from JSON lines (``{"id", "title", "text"}``), from DPR's tab-separated form (``id  text  title``), or from a
+folder of such files, each plain or gzipped. Rows are passages as they stand; where they are whole documents, the
+caller says how to cut them (``harness.retrieval.cut``).
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from harness.config import RUN_ID_LENGTH
+from harness.errors import InputError
+from harness.protocol import Passage
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".tsv", ".tsv.gz")
+LONGEST_FIELD = 1 << 24  # csv's own limit of 128 KiB is shorter than a long document
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Corpus:
+    """Passages in file order; ``digest`` names their ids, titles and texts, not the files that held them."""
+
+    passages: Sequence[Passage]
+    digest: str
+
+    @classmethod
+    def of(cls, passages: Iterable[Passage]) -> Corpus:
+        """The corpus of ``passages``. Raises ``InputError`` when there is none or two share an id."""
+        listed = list(passages)
+        if not listed:
+            raise InputError("expected at least one passage in the corpus, found none")
+        seen: set[str] = set()
+        sha = hashlib.sha256()
+        for passage in listed:
+            if passage.id in seen:
+                raise InputError(f"expected unique passage ids in the corpus, got {passage.id!r} twice")
+            seen.add(passage.id)
+            sha.update(f"{passage.id}\0{passage.title}\0{passage.text}\0".encode())
+        return cls(passages=listed, digest=sha.hexdigest()[:RUN_ID_LENGTH])
+
+
+def passage_text(passage: Passage) -> str:
+    """What a retriever sees of a passage: title and text."""
+    return f"{passage.title} {passage.text}" if passage.title else passage.text
+
+
+def corpus_files(path: Path) -> list[Path]:
+    """``path`` itself, or the corpus files of a folder in order of name. Raises ``InputError`` when there is none."""
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES))
+        if not files:
+            raise InputError(f"expected a file ending in {', '.join(SUFFIXES)} in {path}, found none")
+        return files
+    if not path.exists():
+        raise InputError(f"no corpus at {path}; expected a file ending in {', '.join(SUFFIXES)} or a folder of them")
+    if not path.name.endswith(SUFFIXES):
+        raise InputError(f"cannot read a corpus from {path.name}; expected a file ending in {', '.join(SUFFIXES)}")
+    return [path]
+
+
+def read_corpus(path: Path, cut: Callable[[Iterable[Passage]], Iterable[Passage]] | None = None) -> Corpus:
+    """The corpus at ``path`` (a file or a folder of files), each row passed through ``cut`` if it is given.
+
+    Raises ``InputError`` naming the file and line of a row without text, of broken JSON, or of a repeated id.
+    """
+    rows = (row for file in corpus_files(path) for row in _rows(file))
+    return Corpus.of(rows if cut is None else cut(rows))
+
+
+def _rows(path: Path) -> Iterator[Passage]:
+    with _open(path) as file:
+        records = _tsv(file) if ".tsv" in path.suffixes else _jsonl(file, path)
+        for number, record in enumerate(records, start=1):
+            text = record.get("text")
+            if not isinstance(text, str) or not text.strip():
+                raise InputError(f"{path.name}, row {number}: expected a text, got {text!r}; columns: {', '.join(record)}")
+            # Documents of a language-model corpus have no id: the place in the file is one.
+            name = record.get("id")
+            yield Passage(
+                id=str(number) if name is None else str(name), title=str(record.get("title") or ""), text=text
+            )
+
+
+def _open(path: Path) -> TextIO:
+    if path.suffix == ".gz":
+        return io.TextIOWrapper(gzip.open(path, "rb"), encoding="utf-8", newline="")
+    return path.open(encoding="utf-8", newline="")
+
+
+def _jsonl(file: TextIO, path: Path) -> Iterator[dict[str, object]]:
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path.name}, line {number}: expected a JSON object, got broken JSON ({error})") from error
+        if not isinstance(record, dict):
+            raise InputError(f"{path.name}, line {number}: expected a JSON object, got {line.strip()[:60]}")
+        yield record
+
+
+def _tsv(file: TextIO) -> Iterator[dict[str, object]]:
+    csv.field_size_limit(LONGEST_FIELD)
+    yield from csv.DictReader(file, delimiter="\t")

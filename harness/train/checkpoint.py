@@ -1,0 +1,86 @@
+"""Training state on disk: complete or absent, and exact.
+
+    <folder>/step-000200/model.safetensors  optimizer.pt  state.json
+
+``state.json`` goes in last, and the folder takes its name by rename, so a folder of that name is a whole
+checkpoint. It holds everything that the next step depends on: weights, optimizer moments, data position and the
+random-number state. ``optimizer.pt`` is read with ``weights_only``: nothing in a checkpoint can run code.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_model, save_model
+
+from harness.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+KEPT = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingState:
+    """Where a run stands after ``step`` optimizer steps."""
+
+    step: int
+    tokens: int
+    data: dict[str, Any]
+
+
+def save(
+    folder: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], state: TrainingState, stage_digest: str
+) -> None:
+    """Write the checkpoint of ``state.step`` under ``folder`` and drop all but the newest two."""
+    final = folder / f"step-{state.step:06d}"
+    temporary = folder / f".{final.name}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save_model(model, str(temporary / "model.safetensors"))
+    torch.save(
+        {"optimizers": [optimizer.state_dict() for optimizer in optimizers], "rng": torch.get_rng_state()},
+        temporary / "optimizer.pt",
+    )
+    header = {"step": state.step, "tokens": state.tokens, "data": state.data, "stage": stage_digest}
+    (temporary / "state.json").write_text(json.dumps(header))
+    shutil.rmtree(final, ignore_errors=True)
+    temporary.rename(final)
+    for old in steps(folder)[:-KEPT]:
+        shutil.rmtree(old)
+
+
+def steps(folder: Path) -> list[Path]:
+    """The complete checkpoints under ``folder``, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if (path / "state.json").exists())
+
+
+def restore(
+    folder: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], stage_digest: str
+) -> TrainingState | None:
+    """Load the newest checkpoint into ``model`` and ``optimizers``; None where there is none.
+
+    Raises ``InputError`` where the checkpoint belongs to another stage or does not fit the model.
+    """
+    found = steps(folder)
+    if not found:
+        return None
+    newest = found[-1]
+    header = json.loads((newest / "state.json").read_text())
+    if header["stage"] != stage_digest:
+        raise InputError(f"{newest} belongs to another stage or recipe; expected {stage_digest}, got {header['stage']}")
+    try:
+        load_model(model, str(newest / "model.safetensors"))
+    except RuntimeError as error:
+        raise InputError(f"{newest} does not fit the model: {str(error).splitlines()[0]}") from error
+    saved = torch.load(newest / "optimizer.pt", weights_only=True)
+    for optimizer, optimizer_state in zip(optimizers, saved["optimizers"], strict=True):
+        optimizer.load_state_dict(optimizer_state)
+    torch.set_rng_state(saved["rng"])
+    return TrainingState(step=header["step"], tokens=header["tokens"], data=header["data"])

@@ -1,0 +1,133 @@
+"""The one training loop: draw, forward, backward, check, step, log, save.
+
+Resume is exact: N steps, a kill, and M more steps give the bytes of N + M steps (tests/test_train.py), because the
+next batch, the random-number state and the optimizer moments all come out of the checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from harness.config import digest
+from harness.train import checkpoint
+from harness.train.checkpoint import TrainingState
+from harness.train.optim import build_optimizers, freeze
+from harness.train.stage import Stage
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Batch = dict[str, "Tensor"]
+Loss = Callable[["nn.Module", Batch], "Tensor"]
+LOG_EVERY = 10
+
+
+class Batches(Protocol):
+    """An endless source of batches that can say where it stands and go back there.
+
+    A batch is a dict of tensors; its ``attention_mask`` (B, T) counts the tokens.
+    """
+
+    def __next__(self) -> Batch: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Progress(Protocol):
+    """Where the loop reports: called after every optimizer step."""
+
+    def __call__(self, step: int, loss: float, tokens_per_s: float) -> None: ...
+
+
+class NonFiniteLoss(ArithmeticError):
+    """The loss became NaN or infinite; raised before the optimizer step, so the weights are still whole."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What a finished stage reports."""
+
+    steps: int
+    tokens: int
+    final_loss: float
+
+
+def train(
+    stage: Stage,
+    model: nn.Module,
+    batches: Batches,
+    loss: Loss,
+    folder: Path,
+    *,
+    device: torch.device,
+    progress: Progress | None = None,
+    stop_after: int | None = None,
+) -> Trained:
+    """Run ``stage`` on ``model`` in place, from the newest checkpoint in ``folder`` if there is one.
+
+    ``loss`` returns the mean over what it supervises, a scalar. ``stop_after`` ends the call after that many
+    optimizer steps in all, with a checkpoint (how a time limit or a test interrupts). Raises ``NonFiniteLoss``, and
+    ``InputError`` where a checkpoint in ``folder`` belongs to another stage.
+    """
+    torch.manual_seed(stage.seed)
+    parameters = freeze(model, stage)
+    optimizers = build_optimizers(parameters, stage)
+    identity = digest(stage)
+    state = checkpoint.restore(folder, model, optimizers, identity)
+    if state is None:
+        state = TrainingState(step=0, tokens=0, data=batches.state_dict())
+    batches.load_state_dict(state.data)
+    step, tokens = state.step, state.tokens
+    last = stage.steps if stop_after is None else min(stage.steps, stop_after)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.train()
+    value, started, tokens_before = float("nan"), time.perf_counter(), tokens
+    autocast = torch.autocast(device.type, torch.bfloat16) if stage.precision == "bfloat16" else nullcontext()
+
+    with (folder / "log.jsonl").open("a") as log:
+        while step < last:
+            factor = stage.schedule.scale(step, stage.steps)
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = group["initial_lr"] * factor
+
+            total = torch.zeros((), device=device)
+            for _ in range(stage.accumulation):
+                batch = {name: tensor.to(device) for name, tensor in next(batches).items()}
+                with autocast:
+                    micro = loss(model, batch) / stage.accumulation
+                micro.backward()
+                total += micro.detach()
+                tokens += int(batch["attention_mask"].sum())
+            value = float(total)
+            if not torch.isfinite(total):
+                raise NonFiniteLoss(f"stage {stage.name}: loss is {value} at step {step + 1} of {stage.steps}")
+
+            torch.nn.utils.clip_grad_norm_(parameters.values(), stage.clip)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            step += 1
+
+            rate = (tokens - tokens_before) / (time.perf_counter() - started)
+            if progress:
+                progress(step, value, rate)
+            if step % LOG_EVERY == 0 or step == last:
+                row = {"step": step, "loss": value, "lr_scale": factor, "tokens": tokens, "tokens_per_s": round(rate)}
+                log.write(json.dumps(row) + "\n")
+                log.flush()
+            if step % stage.checkpoint_every == 0 or step == last:
+                at = TrainingState(step=step, tokens=tokens, data=batches.state_dict())
+                checkpoint.save(folder, model, optimizers, at, identity)
+    model.eval()
+    return Trained(steps=step, tokens=tokens, final_loss=value)

@@ -1,0 +1,50 @@
+"""From a stage's optimizer to torch optimizers over the parameters that it trains."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from harness.errors import InputError
+from harness.train.stage import AdamW, Muon, Stage
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def freeze(model: nn.Module, stage: Stage) -> dict[str, nn.Parameter]:
+    """Switch gradients on for the stage's parts and off for the rest; returns the trained parameters by name."""
+    trained = {}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(stage.trained))
+        if parameter.requires_grad:
+            trained[name] = parameter
+    if not trained:
+        raise InputError(f"stage {stage.name!r} trains nothing: no parameter starts with {', '.join(stage.trained)}")
+    return trained
+
+
+def build_optimizers(parameters: dict[str, nn.Parameter], stage: Stage) -> list[torch.optim.Optimizer]:
+    """One optimizer (AdamW) or two (Muon and AdamW). Each group keeps its peak rate in ``initial_lr``."""
+    config = stage.optimizer
+    optimizers: list[torch.optim.Optimizer]
+    if isinstance(config, AdamW):
+        optimizers = [
+            torch.optim.AdamW(
+                list(parameters.values()), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
+            )
+        ]
+    else:
+        assert isinstance(config, Muon)
+        matrices = [p for name, p in parameters.items() if p.ndim == 2 and "embed" not in name and "lm_head" not in name]
+        matrix_ids = {id(p) for p in matrices}
+        others = [p for p in parameters.values() if id(p) not in matrix_ids]
+        optimizers = [
+            torch.optim.Muon(matrices, lr=config.lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(others, lr=config.adamw_lr, betas=config.betas, weight_decay=0.0),
+        ]
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+    return optimizers

@@ -1,0 +1,167 @@
+"""How is an accuracy table written down? As Markdown, as long-form CSV, and as LaTeX.
+
+Every measured cell carries its interval and a link to its record, relative to the folder that the text will lie in.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+from results.records import Metric, Record
+from results.tables import Cell, Row, Table
+
+_TEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "[": "{[}",  # After the \\ of a line a bare one would open that command's argument.
+}
+
+
+def to_markdown(table: Table, folder: Path) -> str:
+    """Title, table and notes, without a heading, so that it fits anywhere in a document."""
+    from tabulate import tabulate
+
+    body = tabulate(
+        [
+            [_pipes(row.name), row.context, *(_pipes(_markdown_cell(cell, folder)) for cell in cells)]
+            for row, cells in _lines(table)
+        ],
+        headers=["System", "Passages", *(_pipes(column.name) for column in table.columns)],
+        tablefmt="pipe",
+        colalign=("left", "right", *("left" for _ in table.columns)),
+        disable_numparse=True,
+    )
+    notes = "\n".join(f"- {note}" for note in table.notes)
+    return f"**{table.title}**\n\n{body}\n\n{notes}\n"
+
+
+def to_latex(table: Table, folder: Path) -> str:
+    """A ``table`` environment for a document that loads booktabs, graphicx and hyperref; shrunk to the line where it is wider."""
+    head = ["System", "Passages", *(_tex(column.name) for column in table.columns)]
+    lines = [
+        [_tex(row.name), _tex(row.context), *(_latex_cell(cell, folder) for cell in cells)]
+        for row, cells in _lines(table)
+    ]
+    return "\n".join(
+        [
+            r"% Needs \usepackage{booktabs,graphicx,hyperref}.",
+            r"\begin{table}",
+            r"\centering\small",
+            rf"\caption{{{_tex(table.title)}}}",
+            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+            rf"\begin{{tabular}}{{@{{}}lr{'l' * len(table.columns)}@{{}}}}",
+            r"\toprule",
+            " & ".join(head) + r" \\",
+            r"\midrule",
+            *(" & ".join(line) + r" \\" for line in lines),
+            r"\bottomrule",
+            r"\end{tabular}}",
+            r"\par\medskip\footnotesize\raggedright",
+            *(rf"{_tex(note)}\par" for note in table.notes),
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def to_csv(table: Table, folder: Path) -> str:
+    """``long_form`` as CSV, one cell a line."""
+    cells = long_form(table, folder)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(cells[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(cells)
+    return text.getvalue()
+
+
+def long_form(table: Table, folder: Path) -> list[dict[str, str | int | float | None]]:
+    """One mapping a cell. Scores are fractions as the record has them; what was not measured is None."""
+    return [
+        {
+            "experiment": table.experiment,
+            "suite": cell.column.suite,
+            "root": cell.column.root,
+            "system": cell.row.system,
+            "variant": cell.row.variant,
+            "passages": cell.row.passages,
+            "metric": table.metric,
+            "status": cell.status,
+            "mean": cell.score.mean if cell.score else None,
+            "low": cell.score.low if cell.score else None,
+            "high": cell.score.high if cell.score else None,
+            "n": cell.score.n if cell.score else None,
+            "method": cell.score.method if cell.score else None,
+            "chance": cell.chance.mean if cell.chance else None,
+            "errors": cell.record.n_errors if cell.record else None,
+            "run_id": cell.record.run_id if cell.record else None,
+            "record": _link(cell.record, folder) if cell.record else None,
+        }
+        for cell in table.cells
+    ]
+
+
+def _lines(table: Table) -> Iterator[tuple[Row, tuple[Cell, ...]]]:
+    width = len(table.columns)
+    for i, row in enumerate(table.rows):
+        yield row, table.cells[i * width : (i + 1) * width]
+
+
+def _markdown_cell(cell: Cell, folder: Path) -> str:
+    if cell.record is None:
+        return cell.status
+    target = quote(_link(cell.record, folder))
+    if cell.score is None:
+        return f"[{cell.status}]({target}) ({_errors(cell.record)})"
+    return (
+        f"[{_percent(cell.score.mean)}]({target}) {_interval(cell.score)} ({_remarks(cell, cell.score, cell.record)})"
+    )
+
+
+def _latex_cell(cell: Cell, folder: Path) -> str:
+    if cell.record is None:
+        return cell.status
+    target = quote(_link(cell.record, folder)).replace("%", r"\%")
+    if cell.score is None:
+        return rf"\href{{{target}}}{{{cell.status}}} ({_errors(cell.record)})"
+    score = rf"\href{{{target}}}{{{_percent(cell.score.mean)}}} {_interval(cell.score)}"
+    remarks = _remarks(cell, cell.score, cell.record)
+    return rf"\begin{{tabular}}[t]{{@{{}}l@{{}}}}{score}\\ {remarks}\end{{tabular}}"
+
+
+def _remarks(cell: Cell, score: Metric, record: Record) -> str:
+    chance = [f"chance {_percent(cell.chance.mean)}"] if cell.chance else []
+    errors = [_errors(record)] if record.n_errors else []
+    return ", ".join([*chance, f"n {score.n}", *errors])
+
+
+def _errors(record: Record) -> str:
+    return f"{record.n_errors} error" + ("" if record.n_errors == 1 else "s")
+
+
+def _interval(metric: Metric) -> str:
+    return f"[{_percent(metric.low)}, {_percent(metric.high)}]"
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f}"
+
+
+def _link(record: Record, folder: Path) -> str:
+    return Path(os.path.relpath(record.path, folder.resolve())).as_posix()
+
+
+def _pipes(text: str) -> str:
+    return text.replace("|", r"\|")
+
+
+def _tex(text: str) -> str:
+    return "".join(_TEX.get(character, character) for character in text)

@@ -1,0 +1,148 @@
+"""What did the finished runs measure? Reads ``record.json`` files into light, checked, frozen views.
+
+A record is written last and by rename, so a file that does not parse is damage, never a run in progress: it is named
+and refused. Only what tables and figures draw on is checked; the rest of the JSON is carried along as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.errors import InputError
+from harness.record import SCHEMA_VERSION
+
+HOW_TO_MAKE_RECORDS = "make some with `refrag-bench run tiny`"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Metric:
+    """A mean over ``n`` scored examples (a fraction, not percent) with its 95 % interval and how that was made."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    method: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """One finished run. ``path`` is its ``record.json``; ``root`` names the data root that the suite was read from.
+
+    ``n_errors`` of the ``n_examples`` raised and were not scored: they are in no metric's ``n``.
+    """
+
+    path: Path
+    run_id: str
+    experiment: str
+    suite: str
+    root: str
+    system: str
+    passages: int
+    metric_version: int
+    spec: Mapping[str, Any]
+    metrics: Mapping[str, Metric]
+    n_examples: int
+    n_errors: int
+    n_empty_golds: int
+    provenance: Mapping[str, Any]
+
+
+def read_records(folders: Iterable[Path]) -> list[Record]:
+    """Every record below ``folders``, each file once, in the order of path.
+
+    Raises ``InputError`` on a folder that is missing or holds no record, and on a file that ``read_record`` refuses.
+    """
+    paths: set[Path] = set()
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"no folder {folder} to read records from; {HOW_TO_MAKE_RECORDS}")
+        found = {path.resolve() for path in folder.rglob("record.json")}
+        if not found:
+            raise InputError(f"no record.json below {folder}; {HOW_TO_MAKE_RECORDS}")
+        paths |= found
+    return [read_record(path) for path in sorted(paths)]
+
+
+def read_record(path: Path) -> Record:
+    """The record in ``path``. Raises ``InputError`` naming the file if it is damaged or of another schema."""
+    try:
+        document = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+    except ValueError as error:
+        raise InputError(f"{path}: not a record, the JSON is damaged ({error})") from None
+    version = document.get("schema_version") if isinstance(document, dict) else None
+    if version != SCHEMA_VERSION:
+        raise InputError(
+            f"{path}: expected schema_version {SCHEMA_VERSION}, got {version!r}; "
+            "read it with the version of refrag-bench that wrote it, or run it again"
+        )
+    try:
+        return _record(path, document)
+    except (KeyError, TypeError, ValueError) as error:
+        problem = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise InputError(f"{path}: not a whole record, {problem}") from None
+
+
+def _record(path: Path, document: Mapping[str, Any]) -> Record:
+    spec = _typed(document["spec"], dict, "spec")
+    suite = _typed(spec["suite"], dict, "spec.suite")
+    metrics = _typed(document["metrics"], dict, "metrics")
+    return Record(
+        path=path,
+        run_id=_typed(document["run_id"], str, "run_id"),
+        experiment=_file_name(document["experiment"], "experiment"),
+        suite=_typed(suite["name"], str, "spec.suite.name"),
+        root=_typed(suite["root"], str, "spec.suite.root"),
+        system=_typed(_typed(spec["system"], dict, "spec.system")["name"], str, "spec.system.name"),
+        passages=_count(spec["passages"], "spec.passages"),
+        metric_version=_count(spec["metric_version"], "spec.metric_version"),
+        spec=spec,
+        metrics={name: _metric(metric, f"metrics.{name}") for name, metric in metrics.items()},
+        n_examples=_count(document["n_examples"], "n_examples"),
+        n_errors=_count(document["n_errors"], "n_errors"),
+        n_empty_golds=_count(document["n_empty_golds"], "n_empty_golds"),
+        provenance=_typed(document["provenance"], dict, "provenance"),
+    )
+
+
+def _metric(metric: Any, name: str) -> Metric:
+    fields = _typed(metric, dict, name)
+    mean, low, high = (float(_typed(fields[key], (int, float), f"{name}.{key}")) for key in ("mean", "low", "high"))
+    if not all(map(math.isfinite, (mean, low, high))):
+        raise ValueError(f"{name}: expected finite numbers, got {mean} [{low}, {high}]")
+    return Metric(
+        mean=mean,
+        low=low,
+        high=high,
+        n=_count(fields["n"], f"{name}.n"),
+        method=_typed(fields["method"], str, f"{name}.method"),
+    )
+
+
+def _count(value: Any, name: str) -> int:
+    if _typed(value, int, name) < 0:
+        raise ValueError(f"{name}: expected a count, got {value}")
+    return int(value)
+
+
+def _file_name(value: Any, name: str) -> str:
+    # Tables and figures are named after it.
+    if not re.fullmatch(r"\w[\w.-]*", _typed(value, str, name)):
+        raise ValueError(f"{name}: expected letters, digits, dot, hyphen and underscore, got {value!r}")
+    return str(value)
+
+
+def _typed(value: Any, kind: type | tuple[type, ...], name: str) -> Any:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TypeError(f"{name}: {value!r} is of type {type(value).__name__}")
+    return value
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number")

@@ -1,0 +1,245 @@
+"""How well does each system answer? The accuracy table of one experiment, built from records alone.
+
+Rows are systems by number of passages (none is "closed-book"), columns are suites by data root. A cell holds a score
+with its interval, the chance level where the suite knows one, and the record that both come from; a cell that nobody
+measured stays, and says so. Nothing depends on the clock or on the order of the files, so that the same records give
+the same bytes. ``formats`` writes a table down.
+
+A published number has no way in here: a cell is filled from a ``Record`` or not at all.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness.errors import InputError, unknown
+from results.records import Metric, Record
+from results.variants import flat, variants
+
+QA_SUITES = {"nq": "NQ", "triviaqa": "TriviaQA", "popqa": "PopQA", "same_relation": "Same relation"}
+SYSTEMS = {"standard_rag": "Standard RAG", "cepe": "CEPE", "refrag_v1": "REFRAG v1", "refrag_v2": "REFRAG v2"}
+METRICS = {
+    "em": "exact match, SQuAD dialect",
+    "em_re": "exact match, CEPE dialect",
+    "em_triviaqa": "exact match, TriviaQA dialect",
+    "em_lmeval_nq": "exact match, lm-eval's NQ filters",
+    "em_lmeval_triviaqa": "exact match, lm-eval's TriviaQA filters",
+    "f1": "token F1, SQuAD dialect",
+    "f1_yesno0": "token F1, CEPE dialect",
+    "f1_triviaqa": "token F1, TriviaQA dialect",
+    "sub_em": "normalised substring match",
+    "acc_popqa": "accuracy, PopQA dialect",
+    "match_selfrag": "raw substring match, Self-RAG dialect",
+}
+CHANCE = "chance"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """A system answering from ``passages`` passages. ``variant`` is empty unless the system has several (``k=16``)."""
+
+    system: str
+    variant: str
+    passages: int
+
+    @property
+    def name(self) -> str:
+        title = SYSTEMS.get(self.system, self.system)
+        return f"{title} ({self.variant})" if self.variant else title
+
+    @property
+    def context(self) -> str:
+        return str(self.passages) if self.passages else "closed-book"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Column:
+    """A suite, read from the data root of that name."""
+
+    suite: str
+    root: str
+
+    @property
+    def name(self) -> str:
+        return f"{QA_SUITES[self.suite]} ({self.root})"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """What one row scored on one column. No ``record``: not run. No ``score``: run, but not scored by this metric."""
+
+    row: Row
+    column: Column
+    record: Record | None
+    score: Metric | None
+    chance: Metric | None
+
+    @property
+    def status(self) -> str:
+        if self.record is None:
+            return "not run"
+        return "measured" if self.score else "not scored"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """The cells row by row, ``len(rows) * len(columns)`` of them, and the notes that name their conditions."""
+
+    experiment: str
+    metric: str
+    rows: tuple[Row, ...]
+    columns: tuple[Column, ...]
+    cells: tuple[Cell, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        return f"{self.experiment}: {METRICS.get(self.metric, self.metric)} (%)"
+
+
+def experiments(records: Iterable[Record]) -> list[str]:
+    """The experiments that an accuracy table can be drawn of: those with a record of a question-answering suite."""
+    return sorted({record.experiment for record in records if record.suite in QA_SUITES})
+
+
+def build_table(records: Sequence[Record], *, experiment: str, metric: str = "em", notes: Sequence[str] = ()) -> Table:
+    """The accuracy table of ``experiment``, showing ``metric``; ``notes`` follow those that name the conditions.
+
+    Runs that would share a cell get a row each where their settings tell them apart. Raises ``InputError`` naming both
+    records where nothing does, on records of different metric versions, and on an experiment or a metric that no record
+    has.
+    """
+    if experiment not in (known := experiments(records)):
+        raise unknown("experiment", experiment, known)
+    ours = sorted((record for record in records if record.experiment == experiment), key=lambda record: record.path)
+    answered = [record for record in ours if record.suite in QA_SUITES]
+    _refuse_mixed_metric_versions(answered)
+    scored = {name for record in answered for name in record.metrics} - {CHANCE}
+    if scored and metric not in scored:  # Where every example of every run raised, the table has to say so.
+        raise unknown(f"metric of experiment {experiment!r}:", metric, scored)
+
+    names = variants(answered)
+    placed: dict[tuple[Row, Column], Record] = {}
+    for record in answered:
+        row = Row(system=record.system, variant=names[record.path], passages=record.passages)
+        placed.setdefault((row, Column(suite=record.suite, root=record.root)), record)
+    rows = tuple(sorted({row for row, _ in placed}, key=_row_order))
+    columns = tuple(sorted({column for _, column in placed}, key=_column_order))
+    cells = tuple(_cell(row, column, placed.get((row, column)), metric) for row in rows for column in columns)
+    return Table(
+        experiment=experiment,
+        metric=metric,
+        rows=rows,
+        columns=columns,
+        cells=cells,
+        notes=(*_conditions(cells, metric), *_left_out(ours), *notes),
+    )
+
+
+def _refuse_mixed_metric_versions(records: Sequence[Record]) -> None:
+    first = records[0]
+    for record in records:
+        if record.metric_version != first.metric_version:
+            raise InputError(
+                f"scores of two metric versions do not belong in one table: {first.path} has version "
+                f"{first.metric_version}, {record.path} has version {record.metric_version}; run the older one again"
+            )
+
+
+def _cell(row: Row, column: Column, record: Record | None, metric: str) -> Cell:
+    metrics: Mapping[str, Metric] = record.metrics if record else {}
+    return Cell(row=row, column=column, record=record, score=metrics.get(metric), chance=metrics.get(CHANCE))
+
+
+def _row_order(row: Row) -> tuple[Any, ...]:
+    # Digits as numbers, so that k=8 stands before k=16.
+    variant = [(int(digits or 0), rest) for digits, rest in re.findall(r"(\d*)(\D*)", row.variant)]
+    return (*_known_first(row.system, SYSTEMS), variant, row.passages)
+
+
+def _column_order(column: Column) -> tuple[Any, ...]:
+    return (column.root, *_known_first(column.suite, QA_SUITES))
+
+
+def _known_first(name: str, known: Mapping[str, str]) -> tuple[int, str]:
+    return list(known).index(name) if name in known else len(known), name
+
+
+def _conditions(cells: Sequence[Cell], metric: str) -> list[str]:
+    """What the numbers depend on, in words. A condition that varies is listed with the rows or columns it holds for."""
+    ran = [(cell, cell.record) for cell in cells if cell.record is not None]
+    methods = sorted({cell.score.method for cell in cells if cell.score})
+    dialect = METRICS.get(metric, "no description at hand")
+    version = ran[0][1].metric_version
+    notes = [f"Metric: {metric} ({dialect}), metric version {version}, over the n examples that were scored."]
+    notes.append(f"Brackets: the 95 % interval ({', '.join(methods) or 'nothing was scored'}).")
+    if any(cell.chance for cell in cells):
+        notes.append("Chance: the exact match of a reader that ignores which entity the question asks about.")
+    if any(record.n_errors for _, record in ran):
+        notes.append("Errors: examples that raised an exception. They count neither as right nor as wrong.")
+    if empty := sum(record.n_empty_golds for _, record in ran):
+        notes.append(f"Empty golds: {empty} examples have an answer that normalises to nothing.")
+    notes.append("Data: " + _said([(cell.column.name, _data(record)) for cell, record in ran]))
+    retrieved = [(cell.row.name, said) for cell, record in ran if (said := _retrieval(record))]
+    notes.append("Retrieval: " + (_said(retrieved) if retrieved else "none, every run is closed-book"))
+    for name in dict.fromkeys(cell.row.name for cell in cells):
+        of_system = [(cell.row.context, _system(record)) for cell, record in ran if cell.row.name == name]
+        notes.append(f"{name}: " + _said(of_system))
+    for title, say in (("Decoding", _decoding), ("Code", _commit)):
+        notes.append(f"{title}: " + _said([(cell.row.name, say(record)) for cell, record in ran]))
+    if len(ran) < len(cells):
+        notes.append("not run: no record exists; refrag-bench run, with this experiment and that suite, makes one.")
+    if any(cell.status == "not scored" for cell in cells):
+        notes.append(f"not scored: that run's record holds no {metric}.")
+    return notes
+
+
+def _said(sayings: Iterable[tuple[str, str]]) -> str:
+    """``[(who, what), ...]`` as "what" where all agree, else as "what (who, who); what (who)"."""
+    who_by_what: dict[str, list[str]] = {}
+    for who, what in sayings:
+        names = who_by_what.setdefault(what, [])
+        if who not in names:
+            names.append(who)
+    if len(who_by_what) == 1:
+        return next(iter(who_by_what))
+    return "; ".join(f"{what} ({', '.join(names)})" for what, names in who_by_what.items())
+
+
+def _data(record: Record) -> str:
+    suite = record.spec["suite"]
+    words = [str(suite[key]) for key in ("dataset", "split") if suite.get(key)]
+    limit = [f"first {suite['limit']} examples"] if suite.get("limit") else []
+    revision = [f"revision {suite['revision']}"] if suite.get("revision") else []
+    return ", ".join([" ".join(words) or record.suite, *limit, *revision])
+
+
+def _retrieval(record: Record) -> str:
+    retrieval = record.spec.get("retrieval")
+    return f"{retrieval['retriever']}, {retrieval['setting']}" if retrieval else ""
+
+
+def _system(record: Record) -> str:
+    system = record.spec["system"]
+    checkpoint = f"checkpoint {system['checkpoint']}" if system.get("checkpoint") else "no checkpoint"
+    return ", ".join([checkpoint, *(f"{key}={value}" for key, value in flat(system.get("config") or {}))])
+
+
+def _decoding(record: Record) -> str:
+    settings = [*flat(record.spec.get("decode") or {})]
+    settings += [(key, str(record.spec.get(key))) for key in ("seed", "prompt_version")]
+    return ", ".join(f"{key}={value}" for key, value in settings)
+
+
+def _commit(record: Record) -> str:
+    commit = str(record.provenance.get("commit") or "unknown")[:12]
+    return f"commit {commit}" + (" with uncommitted changes" if record.provenance.get("dirty") else "")
+
+
+def _left_out(records: Sequence[Record]) -> list[str]:
+    """The note on records of this experiment that belong to suites which an accuracy table cannot show."""
+    suites = sorted({record.suite for record in records if record.suite not in QA_SUITES})
+    return [f"Not in this table, because they do not answer questions: {', '.join(suites)}."] if suites else []

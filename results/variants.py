@@ -1,0 +1,97 @@
+"""What tells two runs of one system apart, when both would fill the same cell of a table?
+
+Only a setting of the system or of how it was run can (its k, its checkpoint, the seed, the retriever). Other questions
+or other passages under the same name cannot: that is a mistake of whoever put the records together, and is refused.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.errors import InputError
+from results.records import Record
+
+_WHAT_IS_ASKED = re.compile(r"suite\.|retrieval\.digest$")
+
+
+def variants(records: Sequence[Record]) -> dict[Path, str]:
+    """For every record (by path) the words that tell it from others of its system: ``k=16``, or empty if none is needed.
+
+    Copies of one record may share a cell. Raises ``InputError`` naming two records that share one and cannot be told
+    apart.
+    """
+    names: dict[Path, str] = {}
+    for system in {record.system for record in records}:
+        of_system = [record for record in records if record.system == system]
+        cells = _sharing_a_cell(of_system)
+        keys = _telling_keys(cells)
+        for record in of_system:
+            names[record.path] = _name(record, keys)
+        for first, second in _pairs(cells):
+            if names[first.path] == names[second.path]:
+                _refuse_unless_copies(first, second)
+    return names
+
+
+def _telling_keys(cells: Sequence[Sequence[Record]]) -> list[str]:
+    """The settings that differ between runs sharing a cell; the system's own configuration alone where it suffices."""
+    pairs = _pairs(cells)
+    keys = {key for pair in pairs for key in _differing(*pair) if not _WHAT_IS_ASKED.match(key)}
+    own = {key for key in keys if key.startswith("system.config.")}
+    enough = all(own & set(_differing(*pair)) for pair in pairs if pair[0].run_id != pair[1].run_id)
+    return sorted(own if enough else keys)
+
+
+def _sharing_a_cell(records: Sequence[Record]) -> list[list[Record]]:
+    cells: dict[tuple[int, str, str], list[Record]] = {}
+    for record in records:
+        cells.setdefault((record.passages, record.suite, record.root), []).append(record)
+    return list(cells.values())
+
+
+def _pairs(cells: Sequence[Sequence[Record]]) -> list[tuple[Record, Record]]:
+    return [pair for cell in cells for pair in itertools.combinations(cell, 2)]
+
+
+def _name(record: Record, keys: Sequence[str]) -> str:
+    settings = _settings(record)
+    return ", ".join(
+        f"{key.removeprefix('system.').removeprefix('config.')}={settings[key]}" for key in keys if key in settings
+    )
+
+
+def _refuse_unless_copies(first: Record, second: Record) -> None:
+    if (first.run_id, first.metrics, first.n_errors) == (second.run_id, second.metrics, second.n_errors):
+        return
+    before, after = _settings(first), _settings(second)
+    said = ", ".join(
+        f"{key}: {before.get(key, 'unset')} against {after.get(key, 'unset')}" for key in _differing(first, second)
+    )
+    raise InputError(
+        f"two records for one cell: {first.path} and {second.path} (they differ in {said or 'their scores only'}); "
+        "give only one of them to --records"
+    )
+
+
+def _differing(first: Record, second: Record) -> list[str]:
+    before, after = _settings(first), _settings(second)
+    return sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+
+
+def _settings(record: Record) -> dict[str, str]:
+    """The spec with dotted keys (``system.config.k``) and its values as text."""
+    return dict(flat(record.spec))
+
+
+def flat(value: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    """The leaves of nested mappings, in the order of their dotted keys, each value as text."""
+    for key, item in sorted(value.items()):
+        if isinstance(item, Mapping):
+            yield from flat(item, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", item if isinstance(item, str) else json.dumps(item, sort_keys=True)

@@ -1,0 +1,72 @@
+"""Open-domain question answering: NQ, TriviaQA and PopQA, closed-book or over frozen passages.
+
+Protocol. Questions come from the published validation split (PopQA: its only split) of a data root; the first
+``passages`` of the frozen retrieval file stand before the system, best first. An answer is scored by every dialect
+of ``harness.metrics``. On a root of the synthetic world each example also gets its chance line (see
+``harness.data.world.facts.chance``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from harness.data.sources import DataRoot, load_questions
+from harness.data.world import is_world
+from harness.data.world.facts import chance
+from harness.errors import InputError
+from harness.metrics import score_answer
+from harness.protocol import Example, Passage
+from harness.record import RetrievalSpec, SuiteSpec
+from harness.retrieval.frozen import read_frozen
+
+
+@dataclass(frozen=True, kw_only=True)
+class QASuite:
+    """Questions with their passages, and the two parts of the spec that identify them."""
+
+    name: str
+    spec: SuiteSpec
+    retrieval: RetrievalSpec | None
+    questions: tuple[Example, ...]
+
+    def examples(self) -> Iterable[Example]:
+        return self.questions
+
+    def score(self, example: Example, text: str) -> dict[str, float]:
+        scores = score_answer(text, example.answers)
+        if is_world(self.spec.root):
+            scores["chance"] = chance(example.passages, example.question)
+        return scores
+
+
+def build(name: str, root: DataRoot, *, passages: int, frozen: Path | None, limit: int | None) -> QASuite:
+    """The suite ``name`` with the first ``passages`` of ``frozen`` (None: closed-book) before every question."""
+    if passages and frozen is None:
+        raise InputError(f"suite {name} with {passages} passages needs a frozen retrieval file (--retrieval FILE)")
+    examples, source = load_questions(name, root, limit=limit)
+    retrieval = None
+    if passages and frozen is not None:
+        manifest, found = read_frozen(frozen)
+        examples = [replace(example, passages=_first(example, found, passages, frozen)) for example in examples]
+        retrieval = RetrievalSpec(
+            retriever=manifest.retriever, setting=manifest.setting, digest=manifest.digest
+        )
+    spec = SuiteSpec(
+        name=name,
+        dataset=source.dataset,
+        split=source.split,
+        limit=limit,
+        root=source.root,
+        revision=source.revision or source.digest or "unknown",
+    )
+    return QASuite(name=name, spec=spec, retrieval=retrieval, questions=tuple(examples))
+
+
+def _first(example: Example, found: Mapping[str, tuple[Passage, ...]], n: int, file: Path) -> tuple[Passage, ...]:
+    if example.id not in found:
+        raise InputError(f"{file} holds no passages for question {example.id}; freeze the retrieval of this data again")
+    if len(found[example.id]) < n:
+        raise InputError(f"{file} holds {len(found[example.id])} passages for {example.id}; {n} were asked for")
+    return found[example.id][:n]
