@@ -58,7 +58,9 @@ class StandardRAG:
     def encode(self, passages: Sequence[Sequence[Passage]]) -> list[list[Block]]:
         return [self.template.passage_ids(self.tokenizer, row) for row in passages]
 
-    def generate(self, questions: Sequence[str], context: list[list[Block]], *, max_new_tokens: int) -> Iterator[Tensor]:
+    def generate(
+        self, questions: Sequence[str], context: list[list[Block]], *, max_new_tokens: int
+    ) -> Iterator[Tensor]:
         prompts_, _ = self._prompts(questions, context, max_new_tokens)
         ids_BT, mask_BT = left_pad(prompts_, self.pad_id, self.llama.embedding.device)
         return greedy(

@@ -69,7 +69,9 @@ def _tag(tokenizer: PreTrainedTokenizerBase, tag: str) -> list[int]:
         return []
     token = tokenizer.get_vocab().get(tag)
     if token is None:
-        raise unknown("tag of this decoder's tokenizer (choose another prompt template)", tag, tokenizer.all_special_tokens)
+        raise unknown(
+            "tag of this decoder's tokenizer (choose another prompt template)", tag, tokenizer.all_special_tokens
+        )
     return [token]
 
 

@@ -112,7 +112,9 @@ class RunRecord:
         path = folder / "record.json"
         document = json.loads(path.read_text(encoding="utf-8"))
         if document.get("schema_version") != SCHEMA_VERSION:
-            raise InputError(f"{path}: expected schema_version {SCHEMA_VERSION}, got {document.get('schema_version')!r}")
+            raise InputError(
+                f"{path}: expected schema_version {SCHEMA_VERSION}, got {document.get('schema_version')!r}"
+            )
         return cls(**document)
 
     def write(self, folder: Path) -> None:

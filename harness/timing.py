@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
@@ -61,7 +62,7 @@ def timed_batch(
         columns=columns,
         ttft_s=arrivals[0] - encoded,
         ttft_with_encode_s=arrivals[0] - start,
-        ttit_s=[late - early for early, late in zip(arrivals, arrivals[1:], strict=False)],
+        ttit_s=[late - early for early, late in pairwise(arrivals)],
         total_s=arrivals[-1] - start,
         generated_tokens=sum(int((column != pad_id).sum()) for column in columns),
     )

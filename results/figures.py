@@ -77,9 +77,10 @@ def _draw_panel(panel: Axes, column: Column, cells: Sequence[Cell], names: Seque
         panel.errorbar(
             [passages for passages, _ in points],
             [100 * score.mean for _, score in points],
+            # A bound may lie a rounding error on the wrong side of a mean of 0 or 1, which matplotlib refuses.
             yerr=[
-                [100 * (score.mean - score.low) for _, score in points],
-                [100 * (score.high - score.mean) for _, score in points],
+                [max(0.0, 100 * (score.mean - score.low)) for _, score in points],
+                [max(0.0, 100 * (score.high - score.mean)) for _, score in points],
             ],
             label=name,
             color=colour,
@@ -128,4 +129,4 @@ def _legend_entries(panel: Axes) -> list[tuple[str, Any]]:
 def _highest(table: Table) -> float:
     tops = [cell.score.high for cell in table.cells if cell.score]
     tops += [cell.chance.mean for cell in table.cells if cell.chance]
-    return max(0.01, *tops)
+    return max([0.01, *tops])

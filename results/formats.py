@@ -45,7 +45,7 @@ def to_markdown(table: Table, folder: Path) -> str:
 
 
 def to_latex(table: Table, folder: Path) -> str:
-    """A ``table`` environment for a document that loads booktabs, graphicx and hyperref; shrunk to the line where it is wider."""
+    """A ``table`` environment for a document with booktabs, graphicx and hyperref; shrunk where wider than a line."""
     head = ["System", "Passages", *(_tex(column.name) for column in table.columns)]
     lines = [
         [_tex(row.name), _tex(row.context), *(_latex_cell(cell, folder) for cell in cells)]
@@ -152,7 +152,7 @@ def _interval(metric: Metric) -> str:
 
 
 def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.1f}"
+    return f"{100 * fraction:z.1f}"  # z: never "-0.0"
 
 
 def _link(record: Record, folder: Path) -> str:

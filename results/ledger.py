@@ -67,7 +67,7 @@ def read_ledger(folder: Path = REFERENCE) -> list[Entry]:
 
 
 def filter(entries: Iterable[Entry], *, table: str | None = None, source_class: str | None = None) -> list[Entry]:
-    """The entries of one table, of one source class, or of both. The seed's tables reuse the paper's numbers: give both.
+    """The entries of one table, of one source class, or of both (the seed numbers its tables as the paper does).
 
     Raises ``InputError`` on a source class that does not exist, or a table that none of ``entries`` belongs to.
     """

@@ -35,12 +35,14 @@ class Metric:
 class Record:
     """One finished run. ``path`` is its ``record.json``; ``root`` names the data root that the suite was read from.
 
-    ``n_errors`` of the ``n_examples`` raised and were not scored: they are in no metric's ``n``.
+    ``n_errors`` of the ``n_examples`` raised and were not scored: they are in no metric's ``n``. ``notes`` are what a
+    reader of its numbers must know.
     """
 
     path: Path
     run_id: str
     experiment: str
+    notes: tuple[str, ...]
     suite: str
     root: str
     system: str
@@ -97,6 +99,7 @@ def _record(path: Path, document: Mapping[str, Any]) -> Record:
         path=path,
         run_id=_typed(document["run_id"], str, "run_id"),
         experiment=_file_name(document["experiment"], "experiment"),
+        notes=tuple(_typed(note, str, "notes") for note in _typed(document.get("notes", []), list, "notes")),
         suite=_typed(suite["name"], str, "spec.suite.name"),
         root=_typed(suite["root"], str, "spec.suite.root"),
         system=_typed(_typed(spec["system"], dict, "spec.system")["name"], str, "spec.system.name"),

@@ -105,8 +105,8 @@ def experiments(records: Iterable[Record]) -> list[str]:
     return sorted({record.experiment for record in records if record.suite in QA_SUITES})
 
 
-def build_table(records: Sequence[Record], *, experiment: str, metric: str = "em", notes: Sequence[str] = ()) -> Table:
-    """The accuracy table of ``experiment``, showing ``metric``; ``notes`` follow those that name the conditions.
+def build_table(records: Sequence[Record], *, experiment: str, metric: str = "em") -> Table:
+    """The accuracy table of ``experiment``, showing ``metric``.
 
     Runs that would share a cell get a row each where their settings tell them apart. Raises ``InputError`` naming both
     records where nothing does, on records of different metric versions, and on an experiment or a metric that no record
@@ -135,7 +135,11 @@ def build_table(records: Sequence[Record], *, experiment: str, metric: str = "em
         rows=rows,
         columns=columns,
         cells=cells,
-        notes=(*_conditions(cells, metric), *_left_out(ours), *notes),
+        notes=(
+            *_conditions(cells, metric),
+            *_left_out(ours),
+            *dict.fromkeys(note for r in answered for note in r.notes),
+        ),
     )
 
 

@@ -20,7 +20,7 @@ _WHAT_IS_ASKED = re.compile(r"suite\.|retrieval\.digest$")
 
 
 def variants(records: Sequence[Record]) -> dict[Path, str]:
-    """For every record (by path) the words that tell it from others of its system: ``k=16``, or empty if none is needed.
+    """For every record (by path) the words that tell it from others of its system: ``k=16``, or empty.
 
     Copies of one record may share a cell. Raises ``InputError`` naming two records that share one and cannot be told
     apart.

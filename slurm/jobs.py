@@ -6,7 +6,6 @@ Each is a frozen dataclass of plain values, so that it can be printed, hashed an
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +14,22 @@ from typing import Any
 from harness import provenance
 from harness.cli.catalog import RECIPES, SUITES, SYSTEMS, find
 from harness.config import digest
-from harness.data.sources import DataRoot
+from harness.data.sources import DataRoot, load_questions
 from harness.data.world import is_world
+from harness.data.world.mirror import WorldConfig, write_world
 from harness.errors import InputError, unknown
 from harness.metrics import METRIC_VERSION
 from harness.prompts import PROMPT_VERSION
 from harness.record import DecodeSpec, RunRecord, RunSpec, SystemSpec
+from harness.retrieval.catalogue import index_config
+from harness.retrieval.corpus import read_corpus
+from harness.retrieval.frozen import Frozen, Setting, freeze
+from harness.retrieval.gold import read_gold
+from harness.retrieval.index import ensure_index
 from harness.train.export import read_training
+from results.draw import draw, write
+from results.formats import to_markdown
+from results.tables import Table
 
 Progress = Callable[..., None]
 
@@ -101,6 +109,80 @@ class TrainJob:
         }
         return export(model, tokenizer, training, self.checkpoint)
 
+    def said(self, result: Path) -> str:
+        return str(result)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldJob:
+    """Write the synthetic world's data root."""
+
+    config: WorldConfig
+    folder: Path
+
+    @property
+    def title(self) -> str:
+        return f"write {self.config.name}"
+
+    def run(self, progress: Progress | None = None) -> Path:
+        return write_world(self.config, self.folder)
+
+    def said(self, result: Path) -> str:
+        return str(result)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrieveJob:
+    """Freeze the passages of one suite, indexing the corpus of the data root first if need be."""
+
+    suite: str
+    retriever: str
+    data: Path | None
+    runs: Path
+    setting: Setting = Setting()
+    encoder: str = "minilm"
+
+    @property
+    def title(self) -> str:
+        return f"retrieve {self.suite} with {self.retriever}"
+
+    def run(self, progress: Progress | None = None) -> Frozen:
+        root = DataRoot.open(self.data)
+        questions, source = load_questions(self.suite, root)
+        corpus = root.file("corpus")
+        if corpus is None:
+            raise InputError(f"the data root {root.name!r} has no corpus/ to retrieve from")
+        index = ensure_index(index_config(self.retriever, self.encoder), read_corpus(corpus), self.runs)
+        gold = read_gold(self.suite, root, questions)
+        return freeze(questions, source, index, self.setting, suite=self.suite, work=self.runs, gold=gold)
+
+    def said(self, result: Frozen) -> str:
+        rates = {key: rate for key, rate in result.manifest.measures.items() if key.startswith("hit@")}
+        return "  ".join(f"{key} {100 * rate:.1f}" for key, rate in rates.items() if rate is not None) + (
+            f"  n={result.manifest.n}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TablesJob:
+    """Draw an experiment's tables and figures from the records below ``runs``."""
+
+    experiment: str
+    runs: Path
+    out: Path
+
+    @property
+    def title(self) -> str:
+        return f"draw {self.experiment}"
+
+    def run(self, progress: Progress | None = None) -> list[Table]:
+        tables, files = draw([self.runs], self.out, experiment=self.experiment)
+        write(files)
+        return tables
+
+    def said(self, result: list[Table]) -> str:
+        return "\n\n" + "\n".join(to_markdown(table, self.out / "tables") for table in result)
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateJob:
@@ -112,7 +194,7 @@ class EvaluateJob:
     passages: int
     runs: Path
     data: Path | None = None
-    retrieval: Path | None = None
+    retrieval: Path | RetrieveJob | None = None
     limit: int | None = None
     max_new_tokens: int = 8
     batch_size: int = 8
@@ -131,7 +213,8 @@ class EvaluateJob:
         config_type = find("system", SYSTEMS, self.system)
         build_suite = find("suite", SUITES, self.suite)
         root = DataRoot.open(self.data)
-        suite = build_suite(self.suite, root, passages=self.passages, frozen=self.retrieval, limit=self.limit)
+        frozen = self.retrieval.run().path if isinstance(self.retrieval, RetrieveJob) else self.retrieval
+        suite = build_suite(self.suite, root, passages=self.passages, frozen=frozen, limit=self.limit)
 
         import torch
 
@@ -163,6 +246,20 @@ class EvaluateJob:
             device=torch.device(self.device),
             progress=progress,
         )
+
+    def said(self, result: RunRecord) -> str:
+        return summary(result)
+
+
+def summary(record: RunRecord) -> str:
+    """EM with its interval, the chance line where there is one, n and errors, in one line."""
+    em = record.metrics.get("em")
+    if em is None:
+        return f"all {record.n_examples} examples raised an error"
+    text = f"EM {100 * em['mean']:.1f} [{100 * em['low']:.1f}, {100 * em['high']:.1f}]  n={em['n']}"
+    if chance := record.metrics.get("chance"):
+        text += f"  chance {100 * chance['mean']:.1f}"
+    return text + (f"  errors {record.n_errors}" if record.n_errors else "")
 
 
 @dataclass(frozen=True, kw_only=True)

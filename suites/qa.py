@@ -50,16 +50,14 @@ def build(name: str, root: DataRoot, *, passages: int, frozen: Path | None, limi
     if passages and frozen is not None:
         manifest, found = read_frozen(frozen)
         examples = [replace(example, passages=_first(example, found, passages, frozen)) for example in examples]
-        retrieval = RetrievalSpec(
-            retriever=manifest.retriever, setting=manifest.setting, digest=manifest.digest
-        )
+        retrieval = RetrievalSpec(retriever=manifest.retriever, setting=manifest.setting, digest=manifest.digest)
     spec = SuiteSpec(
         name=name,
         dataset=source.dataset,
         split=source.split,
         limit=limit,
         root=source.root,
-        revision=source.revision or source.digest or "unknown",
+        revision=source.revision,
     )
     return QASuite(name=name, spec=spec, retrieval=retrieval, questions=tuple(examples))
 

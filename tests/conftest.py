@@ -17,3 +17,23 @@ def shared_path(relative: str) -> Path:
     if not path.exists():
         pytest.skip(f"needs {relative} of the external data; set REFRAG_SHARED to the folder that holds it")
     return path
+
+
+@pytest.fixture(scope="session")
+def world_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small synthetic world on disk."""
+    from harness.data.world.mirror import WorldConfig, write_world
+
+    return write_world(WorldConfig(people=120, questions=30, documents=2), tmp_path_factory.mktemp("data") / "world")
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained tiny decoder, exported as training exports one. It answers nonsense, and always the same."""
+    from harness.data.world.tokenizer import build_tokenizer
+    from harness.model.load import random_decoder
+    from harness.train.export import export
+
+    training = {"data": "world", "recipe": {"template": "tagged", "start": "random"}}
+    folder = tmp_path_factory.mktemp("checkpoint") / "final"
+    return export(random_decoder("tiny", seed=3), build_tokenizer(), training, folder)

@@ -13,16 +13,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import PROJECT
 
 from harness.cli import status as status_command
 from harness.cli import tables as tables_command
+from harness.config import plain
 from harness.errors import InputError
 from results.figures import draw_figure
 from results.formats import long_form, to_csv, to_latex, to_markdown
 from results.records import read_record, read_records
-from results.tables import build_table
+from results.tables import Table, build_table
 
 METRICS = {
     "em": {"mean": 0.95, "low": 0.9274, "high": 0.9659, "n": 500, "method": "wilson"},
@@ -33,6 +35,7 @@ DOCUMENT: dict[str, Any] = {
     "schema_version": 1,
     "run_id": "",
     "experiment": "tiny",
+    "notes": [],
     "spec": {
         "suite": {
             "name": "nq",
@@ -64,12 +67,12 @@ def write_record(folder: Path, run_id: str, **changes: Any) -> Path:
     document = copy.deepcopy(DOCUMENT) | {"run_id": run_id}
     for key, value in changes.items():
         *parents, last = key.split(".")
-        place = document
+        place: Any = document
         for parent in parents:
             place = place[parent]
         place[last] = value
     spec = document["spec"]
-    path = folder / spec["suite"]["name"] / spec["system"]["name"] / run_id / "record.json"
+    path: Path = folder / spec["suite"]["name"] / spec["system"]["name"] / run_id / "record.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(document))
     return path
@@ -86,8 +89,8 @@ def runs(tmp_path: Path) -> Path:
     return folder
 
 
-def table_of(folder: Path, **options: Any) -> Any:
-    return build_table(read_records([folder]), experiment=options.pop("experiment", "tiny"), **options)
+def table_of(folder: Path, *, experiment: str = "tiny", metric: str = "em") -> Table:
+    return build_table(read_records([folder]), experiment=experiment, metric=metric)
 
 
 def tables_cli(*arguments: object) -> int:
@@ -126,11 +129,11 @@ def test_a_record_that_the_harness_writes_can_be_read(tmp_path: Path) -> None:
         prompt_version=1,
         metric_version=1,
     )
-    keys = ("experiment", "metrics", "n_examples", "n_errors", "n_empty_golds", "timings", "provenance")
-    whole = written.RunRecord(run_id=spec.run_id, spec=spec, **{key: DOCUMENT[key] for key in keys})
-    whole.write(tmp_path)
+    document = DOCUMENT | {"run_id": spec.run_id, "spec": plain(spec), "notes": ("A note.",)}
+    written.RunRecord(**document).write(tmp_path)
     record = read_record(tmp_path / "record.json")
     assert (record.run_id, record.passages, record.metrics.keys()) == (spec.run_id, 0, METRICS.keys())
+    assert record.notes == ("A note.",)
 
 
 def test_a_file_below_two_of_the_folders_is_one_record(runs: Path) -> None:
@@ -227,9 +230,13 @@ def test_notes_name_the_conditions(runs: Path) -> None:
     write_record(
         runs,
         "e" * 16,
-        **{"spec.system": {"name": "refrag_v2", "config": {"k": 16}, "checkpoint": "beef"}, "provenance.dirty": True},
+        **{
+            "spec.system": {"name": "refrag_v2", "config": {"k": 16}, "checkpoint": "beef"},
+            "provenance.dirty": True,
+            "notes": ["A note of ours."],
+        },
     )
-    notes = table_of(runs, notes=["A note of ours."]).notes
+    notes = table_of(runs).notes
     said = "\n".join(notes)
     for condition in (
         "em (exact match, SQuAD dialect), metric version 1",
@@ -321,6 +328,16 @@ def test_a_run_in_which_every_example_raised_has_no_score(tmp_path: Path) -> Non
     assert draw_figure(table)["png"].startswith(b"\x89PNG")
 
 
+def test_bounds_that_rounding_pushed_past_their_mean_are_drawn(tmp_path: Path) -> None:
+    bounds = {"em": {"mean": 0.0, "low": 1e-18, "high": 0.01, "n": 9, "method": "wilson"}}
+    bounds["f1"] = {"mean": 1.0, "low": -1e-18, "high": 1 - 1e-16, "n": 9, "method": "bootstrap"}
+    write_record(tmp_path, "a" * 16, metrics=bounds)
+    for metric, printed in (("em", "[0.0, 1.0] (n 9)"), ("f1", "[0.0, 100.0] (n 9)")):
+        table = table_of(tmp_path, metric=metric)
+        assert printed in to_markdown(table, tmp_path)
+        assert draw_figure(table)["png"].startswith(b"\x89PNG")
+
+
 def test_records_of_other_suites_are_left_out_and_named(runs: Path) -> None:
     write_record(runs, "e" * 16, **{"spec.suite.name": "passkey"})
     table = table_of(runs)
@@ -351,13 +368,14 @@ def test_latex_compiles(runs: Path, tmp_path: Path) -> None:
     if pdflatex is None:
         pytest.skip("needs pdflatex to compile the LaTeX table")
     awkward = "a & b_c ~ ^ \\ {x} [y] <z> | #1 50 % `q` $"
-    write_record(runs, "e" * 16, **{"spec.suite.root": "odd_root#1 50%", "spec.system.name": "[my_system]"})
-    (tmp_path / "table.tex").write_text(to_latex(table_of(runs, notes=[awkward]), tmp_path))
+    odd = {"spec.suite.root": "odd_root#1 50%", "spec.system.name": "[my_system]", "notes": [awkward]}
+    write_record(runs, "e" * 16, **odd)
+    (tmp_path / "table.tex").write_text(to_latex(table_of(runs), tmp_path))
     (tmp_path / "document.tex").write_text(
         r"\documentclass{article}\usepackage{booktabs,graphicx,hyperref}\begin{document}\input{table}\end{document}"
     )
     command = [pdflatex, "-interaction=nonstopmode", "-halt-on-error", "-draftmode", "document.tex"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout[-2000:]
     assert "Overfull" not in done.stdout
 
@@ -378,22 +396,27 @@ def test_the_figure_depends_on_the_scores_and_on_nothing_else(runs: Path) -> Non
 
 
 def test_the_figure_draws_every_score_interval_and_chance(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from matplotlib.axes import Axes
+    from matplotlib.container import ErrorbarContainer
     from matplotlib.figure import Figure
 
     kept: list[Figure] = []
     saved = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (kept.append(self), saved(self, *a, **k))[1])
+
+    def keep(figure: Figure, *arguments: Any, **options: Any) -> None:
+        kept.append(figure)
+        saved(figure, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
     draw_figure(table_of(runs))
-    panels: list[Axes] = kept[0].axes
+    panels = kept[0].axes
     assert [panel.get_title() for panel in panels] == ["NQ (world-0)", "Same relation (world-0)"]
-    containers = {bar.get_label(): bar for bar in panels[0].containers}
+    containers = {bar.get_label(): bar for bar in panels[0].containers if isinstance(bar, ErrorbarContainer)}
     assert containers.keys() == {"Standard RAG", "CEPE"}
     line, _, (intervals,) = containers["Standard RAG"].lines
-    assert line.get_xydata().tolist() == [[0, 95.0], [8, 95.0]]
-    assert intervals.get_segments()[1].tolist() == pytest.approx([[8, 92.74], [8, 96.59]])
+    assert np.asarray(line.get_xydata()).tolist() == [[0, 95.0], [8, 95.0]]
+    assert intervals.get_segments()[1].ravel().tolist() == pytest.approx([8, 92.74, 8, 96.59])
     (chance,) = [line for line in panels[0].lines if line.get_label() == "chance"]
-    assert (set(chance.get_ydata()), chance.is_dashed()) == ({12.5}, True)
+    assert (set(np.asarray(chance.get_ydata())), chance.is_dashed()) == ({12.5}, True)
     assert [text.get_text() for text in kept[0].legends[0].get_texts()] == ["Standard RAG", "CEPE", "chance"]
 
 
@@ -499,8 +522,9 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
+    write_record(runs, "e" * 16, **{"spec.passages": 4})
     with pytest.raises(OSError, match="No space left"):
-        tables_cli("--records", runs, "--out", out, "--note", "new")
+        tables_cli("--records", runs, "--out", out)
     assert snapshot(out) == before
 
 
@@ -509,6 +533,15 @@ def test_an_output_folder_that_cannot_be_made_is_an_os_error(runs: Path, tmp_pat
     with pytest.raises(OSError, match="out"):
         tables_cli("--records", runs, "--out", tmp_path / "out")
     assert (tmp_path / "out").read_text() == "a file"
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "tables").write_text("a file")
+    with pytest.raises(InputError, match="tables is a file; expected a folder"):
+        tables_cli("--records", runs, "--out", tmp_path / "results")
+
+
+def test_a_readme_that_is_not_there_is_named(runs: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no file \S+README.md"):
+        tables_cli("--records", runs, "--out", tmp_path / "out", "--readme", tmp_path / "README.md")
 
 
 WITHOUT_TORCH = """

@@ -42,8 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from harness.cli.progress import bar
     from harness.config import load, plain
+    from harness.progress import bar
 
     job = load("slurm.jobs:EvaluateJob")(
         system=args.system,
@@ -67,19 +67,5 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(plain(record), indent=1))
     else:
-        print(summary_line(record))
+        print(job.said(record))
     return 1 if record.n_errors else 0
-
-
-def summary_line(record: object) -> str:
-    """EM with its interval, the chance line where there is one, n and errors, in one line."""
-    from harness.config import plain
-
-    document = plain(record)
-    em = document["metrics"].get("em")
-    if em is None:
-        return f"{document['run_id']}: all {document['n_examples']} examples raised an error"
-    text = f"EM {100 * em['mean']:.1f} [{100 * em['low']:.1f}, {100 * em['high']:.1f}]  n={em['n']}"
-    if chance := document["metrics"].get("chance"):
-        text += f"  chance {100 * chance['mean']:.1f}"
-    return text + (f"  errors {document['n_errors']}" if document["n_errors"] else "")

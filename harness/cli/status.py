@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from harness.config import load
 from harness.errors import InputError
 
 HELP = "list the runs: done, partial or not started, with their errors"
@@ -49,7 +50,6 @@ class RunState:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = DESCRIPTION, EPILOG
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="the folder of runs (runs)")
     parser.add_argument("--json", action="store_true", help="print the states as one JSON list instead of a table")
 
@@ -80,8 +80,7 @@ def run_states(runs: Path) -> list[RunState]:
 
 
 def _state(folder: Path) -> RunState:
-    from results.records import read_record
-
+    read_record = load("results.records:read_record")
     spec = _read_spec(folder / _SPEC)
     n_examples, passages = spec.get("n_examples"), spec.get("spec", {}).get("passages")
     if (folder / _RECORD).exists():

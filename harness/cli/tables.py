@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+import itertools
 import json
-import os
 import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from harness.config import load
 from harness.errors import InputError
 
 HELP = "draw the accuracy tables and figures from the records"
@@ -33,58 +35,33 @@ A table of the README stands between a line <!-- table:EXPERIMENT --> and a line
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = DESCRIPTION, EPILOG
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
         "--records", type=Path, nargs="+", default=[Path("runs")], metavar="DIR", help="where records lie (runs)"
     )
     parser.add_argument("--out", type=Path, default=Path("results"), metavar="DIR", help="where to write (results)")
     parser.add_argument("--experiment", metavar="NAME", help="only this experiment (all that have records)")
     parser.add_argument("--metric", default="em", help="the score to show: em, f1, em_triviaqa, acc_popqa ... (em)")
-    parser.add_argument(
-        "--note", action="append", default=[], metavar="TEXT", help="a sentence to print below every table; repeatable"
-    )
     parser.add_argument("--readme", type=Path, metavar="FILE", help="redraw the marked tables of this Markdown file")
     parser.add_argument("--json", action="store_true", help="print the cells as one JSON list instead of Markdown")
 
 
 def run(args: argparse.Namespace) -> int:
     """Draw everything first and write last, so that bad input leaves no half of a result behind."""
-    from results import figures, formats, tables
-    from results.records import read_records
-
-    records = read_records(args.records)
-    names = [args.experiment] if args.experiment else tables.experiments(records)
-    if not names:
-        raise InputError(
-            f"none of the {len(records)} records answers questions, so there is no accuracy table to draw; "
-            f"suites with one: {', '.join(tables.QA_SUITES)}"
-        )
-    drawn = [tables.build_table(records, experiment=name, metric=args.metric, notes=args.note) for name in names]
-
-    files: dict[Path, bytes] = {}
-    folder = args.out / "tables"
-    for table in drawn:
-        stem = table.experiment if args.metric == "em" else f"{table.experiment}-{args.metric}"
-        for kind, form in (("md", formats.to_markdown), ("csv", formats.to_csv), ("tex", formats.to_latex)):
-            files[folder / f"{stem}.{kind}"] = form(table, folder).encode()
-        for kind, picture in figures.draw_figure(table).items():
-            files[args.out / "figures" / f"{stem}.{kind}"] = picture
+    drawing, formats = load("results.draw:draw"), importlib.import_module("results.formats")
+    tables, files = drawing(args.records, args.out, experiment=args.experiment, metric=args.metric)
     if args.readme:
-        texts = {table.experiment: formats.to_markdown(table, args.readme.parent) for table in drawn}
+        texts = {table.experiment: formats.to_markdown(table, args.readme.parent) for table in tables}
         files[args.readme] = _with_tables(args.readme, texts).encode()
-    for path, content in files.items():
-        _write(path, content)
-        print(f"wrote {path}", file=sys.stderr)
-
+    load("results.draw:write")(files)
     if args.json:
-        print(json.dumps([cell for table in drawn for cell in formats.long_form(table, Path.cwd())], indent=1))
+        print(json.dumps([cell for table in tables for cell in formats.long_form(table, Path.cwd())], indent=1))
     else:
-        print("\n".join(formats.to_markdown(table, folder) for table in drawn), end="")
+        print("\n".join(formats.to_markdown(table, args.out / "tables") for table in tables), end="")
     return 0
 
 
 _MARKER = re.compile(r"^<!-- (?:table:(\S+)|/table) -->$", re.MULTILINE)
-_MARKED = re.compile(r"^<!-- table:(\S+) -->$(.*?)^<!-- /table -->$", re.MULTILINE | re.DOTALL)
+_MARKED = re.compile(r"^<!-- table:(\S+) -->$.*?^<!-- /table -->$", re.MULTILINE | re.DOTALL)
 
 
 def _with_tables(readme: Path, texts: Mapping[str, str]) -> str:
@@ -92,12 +69,15 @@ def _with_tables(readme: Path, texts: Mapping[str, str]) -> str:
 
     Raises ``InputError`` on an opening marker without a closing one, and if no marker names one of ``texts``.
     """
+    if not readme.is_file():
+        raise InputError(f"no file {readme} to redraw tables in")
     document = readme.read_text(encoding="utf-8")
-    markers = [match[1] or "" for match in _MARKER.finditer(document)]  # A closing one has no name.
-    for name, following in zip(markers, [*markers[1:], "end of file"], strict=True):
+    # A closing marker has no name; the end of the file closes nothing.
+    markers = [*(match[1] or "" for match in _MARKER.finditer(document)), "end of file"]
+    for name, following in itertools.pairwise(markers):
         if name and following:
             raise InputError(f"{readme}: the line <!-- table:{name} --> is not followed by a line <!-- /table -->")
-    marked = {name for name in markers if name}
+    marked = {name for name in markers[:-1] if name}
     if not marked & texts.keys():
         raise InputError(
             f"{readme}: expected a line <!-- table:NAME --> and a line <!-- /table --> for one of "
@@ -111,18 +91,3 @@ def _with_tables(readme: Path, texts: Mapping[str, str]) -> str:
         return f"<!-- table:{name} -->\n\n{texts[name]}\n<!-- /table -->" if name in texts else match[0]
 
     return _MARKED.sub(redrawn, document)
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write by rename: whatever happens, ``path`` holds the old content or the new one, and nothing else is left."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

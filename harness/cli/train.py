@@ -28,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from harness.cli.progress import bar
     from harness.config import load
+    from harness.progress import bar
 
     job = load("slurm.jobs:TrainJob")(
         system=args.system, stage=args.stage, scale=args.scale, runs=args.runs, device=args.device

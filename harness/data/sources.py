@@ -48,7 +48,9 @@ class DataRoot:
             found = f"it holds {_listing(path)}" if path.is_dir() else "there is no such folder"
             raise InputError(f"expected a data folder with hub/ inside at {path}; {found}")
         root_json = path / "root.json"
-        name = json.loads(root_json.read_text(encoding="utf-8")).get("name", "mirror") if root_json.exists() else "mirror"
+        name = (
+            json.loads(root_json.read_text(encoding="utf-8")).get("name", "mirror") if root_json.exists() else "mirror"
+        )
         return cls(path=path, name=name)
 
     def file(self, relative: str) -> Path | None:

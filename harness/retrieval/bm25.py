@@ -14,6 +14,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,12 +36,20 @@ class BM25Config:
     b: float = 0.4
 
     retriever = "bm25"
-    packages = ("bm25s", "PyStemmer")
 
     def identity(self) -> dict[str, Any]:
-        return asdict(self) | {"method": "lucene", "words": "lower, no diacritics, english_plus stop words, snowball english"}
+        return asdict(self) | {
+            "method": "lucene",
+            "words": "lower, no diacritics, english_plus stop words, snowball english",
+        }
 
-    def write(self, corpus: Corpus, folder: Path, work: Path) -> None:
+    def choice(self) -> dict[str, str]:
+        return {"retriever": self.retriever}
+
+    def versions(self) -> dict[str, str]:
+        return {package: version(package) for package in ("bm25s", "PyStemmer")}
+
+    def write(self, corpus: Corpus, folder: Path, _work: Path) -> None:
         import bm25s
 
         words = analyser()

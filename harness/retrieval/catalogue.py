@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from harness.errors import InputError, unknown
-from harness.retrieval.index import IndexConfig
+from harness.protocol import Retriever
+from harness.retrieval.index import IndexConfig, load_index, read_manifest
 
 RETRIEVERS = ("bm25", "faiss", "qdrant")
 
@@ -32,3 +35,12 @@ def index_config(retriever: str, encoder: str = "minilm", qdrant_url: str | None
             return QdrantConfig(encoder=embed.encoder(encoder), url=qdrant_url)
         case _:
             raise unknown("retriever", retriever, RETRIEVERS)
+
+
+def open_index(folder: Path) -> Retriever:
+    """The retriever over an index folder, which ``ensure_index`` made here or on another machine.
+
+    Raises ``InputError`` when the folder is no index, or its encoder is not to be had here.
+    """
+    manifest = read_manifest(folder)
+    return load_index(index_config(**manifest["choice"]), folder, manifest).open()

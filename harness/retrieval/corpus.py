@@ -76,13 +76,23 @@ def read_corpus(path: Path, cut: Callable[[Iterable[Passage]], Iterable[Passage]
     return Corpus.of(rows if cut is None else cut(rows))
 
 
+def write_corpus(corpus: Corpus, path: Path) -> None:
+    """Write ``corpus`` as JSON lines, in a form that ``read_corpus`` reads back to the same digest."""
+    with path.open("w", encoding="utf-8") as file:
+        for passage in corpus.passages:
+            row = {"id": passage.id, "title": passage.title, "text": passage.text}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
 def _rows(path: Path) -> Iterator[Passage]:
     with _open(path) as file:
         records = _tsv(file) if ".tsv" in path.suffixes else _jsonl(file, path)
         for number, record in enumerate(records, start=1):
             text = record.get("text")
             if not isinstance(text, str) or not text.strip():
-                raise InputError(f"{path.name}, row {number}: expected a text, got {text!r}; columns: {', '.join(record)}")
+                raise InputError(
+                    f"{path.name}, row {number}: expected a text, got {text!r}; columns: {', '.join(record)}"
+                )
             # Documents of a language-model corpus have no id: the place in the file is one.
             name = record.get("id")
             yield Passage(
@@ -103,7 +113,9 @@ def _jsonl(file: TextIO, path: Path) -> Iterator[dict[str, object]]:
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
-            raise InputError(f"{path.name}, line {number}: expected a JSON object, got broken JSON ({error})") from error
+            raise InputError(
+                f"{path.name}, line {number}: expected a JSON object, got broken JSON ({error})"
+            ) from error
         if not isinstance(record, dict):
             raise InputError(f"{path.name}, line {number}: expected a JSON object, got {line.strip()[:60]}")
         yield record

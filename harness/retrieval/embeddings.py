@@ -37,12 +37,12 @@ def corpus_vectors(corpus: Corpus, encoder: EncoderConfig, work: Path) -> np.nda
 
 
 def _encode(corpus: Corpus, encoder: EncoderConfig, path: Path) -> None:
-    from harness.cli.progress import bar
+    from harness.progress import bar
 
     model = encoder.build()
     n, partial = len(corpus.passages), path.with_name(path.name + ".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with partial.open("r+b" if partial.exists() else "w+b") as file, bar(f"encoding with {encoder.name}", n) as show:
+    with partial.open("r+b" if partial.exists() else "w+b") as file, bar(f"encoding with {encoder.name}") as show:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -50,14 +50,14 @@ def _encode(corpus: Corpus, encoder: EncoderConfig, path: Path) -> None:
         for start in range(_resume(file, n, model.dimensions), n, BLOCK):
             texts = [passage_text(passage) for passage in corpus.passages[start : start + BLOCK]]
             file.write(model.encode(texts).tobytes())
-            show(min(start + BLOCK, n))
+            show(min(start + BLOCK, n), n)
             file.flush()
             os.fsync(file.fileno())
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def _resume(file: BinaryIO, n: int, dimensions: int) -> int:
-    """Leave ``file`` at the end of its last whole block, behind a header for (n, dimensions); returns the rows there."""
+    """Leave ``file`` behind its last whole block, under a header for (n, dimensions); returns the rows it has."""
     file.seek(0)
     npy.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (n, dimensions)})
     header, row_bytes = file.tell(), 4 * dimensions

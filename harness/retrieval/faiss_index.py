@@ -6,6 +6,7 @@ Flat, because a benchmark of generators must not inherit the misses of an approx
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -30,12 +31,15 @@ class FaissConfig:
 
     retriever = "faiss"
 
-    @property
-    def packages(self) -> tuple[str, ...]:
-        return ("transformers", "torch")  # FAISS comes as one of two distributions; the module knows its version
-
     def identity(self) -> dict[str, Any]:
         return {"encoder": self.encoder.identity(), "kind": "flat inner product"}
+
+    def choice(self) -> dict[str, str]:
+        return {"retriever": self.retriever, "encoder": self.encoder.choice}
+
+    def versions(self) -> dict[str, str]:
+        # FAISS comes as one of two distributions, so the module is asked.
+        return {"faiss": _faiss().__version__, "torch": version("torch"), "transformers": version("transformers")}
 
     def write(self, corpus: Corpus, folder: Path, work: Path) -> None:
         _faiss()  # before minutes of encoding

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -37,12 +38,16 @@ class QdrantConfig:
 
     retriever = "qdrant"
 
-    @property
-    def packages(self) -> tuple[str, ...]:
-        return ("transformers", "torch", "qdrant-edge-py" if self.url is None else "qdrant-client")
-
     def identity(self) -> dict[str, Any]:
         return {"encoder": self.encoder.identity(), "kind": "exact inner product", "url": self.url}
+
+    def choice(self) -> dict[str, str]:
+        server = {} if self.url is None else {"qdrant_url": self.url}
+        return {"retriever": self.retriever, "encoder": self.encoder.choice} | server
+
+    def versions(self) -> dict[str, str]:
+        engine = "qdrant-edge-py" if self.url is None else "qdrant-client"
+        return {package: version(package) for package in (engine, "torch", "transformers")}
 
     def write(self, corpus: Corpus, folder: Path, work: Path) -> None:
         if self.url is None:
@@ -112,9 +117,7 @@ class QdrantServer:
 
         exact, points = models.SearchParams(exact=True), []
         for batch in _batches(len(queries_QD), QUERIES):
-            requests = [
-                models.QueryRequest(query=query, limit=k, params=exact) for query in queries_QD[batch].tolist()
-            ]
+            requests = [models.QueryRequest(query=query, limit=k, params=exact) for query in queries_QD[batch].tolist()]
             points += [answer.points for answer in self._client.query_batch_points(self._collection, requests)]
         return _scores_and_rows(points)
 

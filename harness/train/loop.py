@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Batch = dict[str, "Tensor"]
 Loss = Callable[["nn.Module", Batch], "Tensor"]
+Progress = Callable[[int, float, float], None]  # after every optimizer step: step, loss, tokens per second
 LOG_EVERY = 10
 
 
@@ -41,12 +42,6 @@ class Batches(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
-class Progress(Protocol):
-    """Where the loop reports: called after every optimizer step."""
-
-    def __call__(self, step: int, loss: float, tokens_per_s: float) -> None: ...
 
 
 class NonFiniteLoss(ArithmeticError):

@@ -37,7 +37,9 @@ def build_optimizers(parameters: dict[str, nn.Parameter], stage: Stage) -> list[
         ]
     else:
         assert isinstance(config, Muon)
-        matrices = [p for name, p in parameters.items() if p.ndim == 2 and "embed" not in name and "lm_head" not in name]
+        matrices = [
+            p for name, p in parameters.items() if p.ndim == 2 and "embed" not in name and "lm_head" not in name
+        ]
         matrix_ids = {id(p) for p in matrices}
         others = [p for p in parameters.values() if id(p) not in matrix_ids]
         optimizers = [

@@ -28,10 +28,13 @@ def build_tokenizer(max_length: int = 4096) -> PreTrainedTokenizerFast:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    # A whole word must beat its spelling in bytes, so words score above bytes by more than any word is long.
-    pieces = [(tag, 0.0) for tag in TAGS]
-    pieces += [(f"<0x{byte:02X}>", -100.0) for byte in range(256)]
-    pieces += [(f"▁{word}", -1.0) for word in lexicon().words()] + [(mark, -1.0) for mark in (".", "?", "▁")]
+    # The segmentation with the highest sum wins, and a character outside the lexicon scores (lowest score - 10) = 10
+    # before it becomes bytes. So spelling out "</s>" or "<0x0A>" beats the piece of that name, and no text can forge
+    # one; and a whole word beats both its spelling and a shorter word with the rest spelled.
+    pieces = [(tag, 20.0) for tag in TAGS]
+    pieces += [(f"<0x{byte:02X}>", 20.0) for byte in range(256)]
+    pieces += [(f"▁{word}", 100.0 * (1 + len(word))) for word in lexicon().words()]
+    pieces += [(".", 100.0), ("?", 100.0), ("▁", 20.0)]
 
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=TAGS.index(UNKNOWN), byte_fallback=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

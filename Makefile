@@ -1,0 +1,50 @@
+# Everything goes through one environment, made once and again when its two files change.
+#   make run     set-up and the main job: the tiny experiment, offline, on a CPU
+#   make test    set-up and the tests
+#   make help    the rest
+
+PYTHON ?= python3
+VENV   ?= .venv
+EXTRAS ?= cpu,qdrant,embed,lm-eval,dev
+BIN    := $(VENV)/bin
+comma  := ,
+STAMP  := $(VENV)/.stamp-$(subst $(comma),-,$(EXTRAS))
+
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: run test check bench gpu help clean
+
+help:
+	@echo "make run     set up, then run the tiny experiment and draw results/ (minutes on 2 cores)"
+	@echo "make test    set up, then run the tests"
+	@echo "make check   ruff, mypy, import contracts"
+	@echo "make bench   benchmarks: decode loop, lm-eval, metrics (prints ratios measured in one run)"
+	@echo "make gpu     the figures that need a GPU"
+	@echo "make clean   remove the environment and everything under runs/"
+	@echo "variables    PYTHON=$(PYTHON)  VENV=$(VENV)  EXTRAS=$(EXTRAS)  (EXTRAS=gpu,... for faiss-gpu)"
+
+run: $(STAMP)
+	$(BIN)/refrag-bench run tiny
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q tests
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP)
+	$(BIN)/python -m pytest -q -s tests/benchmarks
+
+gpu: $(STAMP)
+	$(BIN)/python -m pytest -q -s tests/benchmarks --device cuda
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[$(EXTRAS)]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs

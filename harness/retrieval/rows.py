@@ -1,0 +1,98 @@
+"""Questions with their passages in DPR/FiD form, ours or from elsewhere.
+
+One object per question: ``{"id", "question", "answers", "ctxs": [{"id", "title", "text", "score", "hasanswer"}]}``, as
+JSON lines or as one JSON list, plain or gzipped. ``question``, ``answers`` and the passages' ``text`` must be there.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.config import RUN_ID_LENGTH, digest
+from harness.data.sources import question_id
+from harness.errors import InputError
+from harness.protocol import Example, Hit, Passage
+
+SCORE_DECIMALS = 6  # beyond them, the same search differs between machines
+
+
+def make_row(example: Example, hits: Sequence[Hit], has_answer: Sequence[bool]) -> dict[str, Any]:
+    ctxs = [
+        {
+            "id": hit.passage.id,
+            "title": hit.passage.title,
+            "text": hit.passage.text,
+            "score": round(hit.score, SCORE_DECIMALS),
+            "hasanswer": flag,
+        }
+        for hit, flag in zip(hits, has_answer, strict=True)
+    ]
+    return {"id": example.id, "question": example.question, "answers": list(example.answers), "ctxs": ctxs}
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Write ``rows`` as gzipped JSON lines; returns their digest. Equal rows give equal bytes."""
+    content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    with temporary.open("wb") as file:
+        file.write(gzip.compress(content, mtime=0))
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    return _digest(content)
+
+
+def read_rows(path: Path) -> tuple[list[Example], str]:
+    """The rows of a file as examples with passages, and the digest of its uncompressed bytes.
+
+    Raises ``InputError`` when the file is absent or broken, or naming a row that lacks something.
+    """
+    content = _read(path)
+    return list(_parse(content, path)), _digest(content)
+
+
+def _read(path: Path) -> bytes:
+    if not path.is_file():
+        raise InputError(f"expected a retrieval file in DPR/FiD form at {path}, found no such file")
+    try:
+        return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: expected a whole gzip file, got a broken one ({error})") from error
+
+
+def _parse(content: bytes, path: Path) -> Iterator[Example]:
+    try:
+        listed = json.loads(content) if content.lstrip().startswith(b"[") else map(json.loads, content.splitlines())
+        for number, row in enumerate(listed, start=1):
+            yield _example(row, path, number)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: expected JSON lines or one JSON list, got broken JSON ({error})") from error
+
+
+def _example(row: Any, path: Path, number: int) -> Example:
+    try:
+        question, answers = row["question"], tuple(row["answers"])
+        passages = tuple(_passage(ctx) for ctx in row["ctxs"])
+    except (TypeError, KeyError) as error:
+        raise InputError(
+            f"{path}, row {number}: expected question, answers and ctxs with text, missing or malformed: {error}"
+        ) from error
+    return Example(id=str(row.get("id", question_id(question))), question=question, answers=answers, passages=passages)
+
+
+def _passage(ctx: Mapping[str, Any]) -> Passage:
+    """A passage of a row; FiD's have no id, so their text gives one."""
+    title, text = ctx.get("title") or "", ctx["text"]
+    return Passage(id=str(ctx["id"]) if "id" in ctx else digest([title, text]), title=title, text=text)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:RUN_ID_LENGTH]

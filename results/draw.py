@@ -1,0 +1,66 @@
+"""From records to files: every table and figure of an experiment, all drawn before the first file is touched."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from harness.errors import InputError
+from results import figures, formats, tables
+from results.records import read_records
+
+Files = dict[Path, bytes]
+
+
+def draw(
+    records: Iterable[Path], out: Path, *, experiment: str | None = None, metric: str = "em"
+) -> tuple[list[tables.Table], Files]:
+    """The tables of ``experiment`` (None: each that has records), and what belongs in ``out/tables`` and ``out/figures``.
+
+    Nothing is written: that is for ``write``, once everything has been drawn. Raises ``InputError`` where no record
+    answers questions.
+    """
+    found = read_records(records)
+    names = [experiment] if experiment else tables.experiments(found)
+    if not names:
+        raise InputError(
+            f"none of the {len(found)} records answers questions, so there is no accuracy table to draw; "
+            f"suites with one: {', '.join(tables.QA_SUITES)}"
+        )
+    drawn = [tables.build_table(found, experiment=name, metric=metric) for name in names]
+    files: Files = {}
+    folder = out / "tables"
+    for table in drawn:
+        stem = table.experiment if metric == "em" else f"{table.experiment}-{metric}"
+        for kind, form in (("md", formats.to_markdown), ("csv", formats.to_csv), ("tex", formats.to_latex)):
+            files[folder / f"{stem}.{kind}"] = form(table, folder).encode()
+        for kind, picture in figures.draw_figure(table).items():
+            files[out / "figures" / f"{stem}.{kind}"] = picture
+    return drawn, files
+
+
+def write(files: Mapping[Path, bytes]) -> None:
+    """Write ``files`` and say so on standard error."""
+    for path, content in files.items():
+        _write(path, content)
+        print(f"wrote {path}", file=sys.stderr)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write by rename: whatever happens, ``path`` holds the old content or the new one, and nothing else is left."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise InputError(f"{path.parent} is a file; expected a folder to write {path.name} to") from None
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,60 @@
+"""The same path over real questions: index, freeze, measure retrieval, read.
+
+    refrag-bench run real --data DIR [--limit N] [--checkpoint DECODER]
+
+Fills     results/tables/real.*, results/figures/real.*; prints hit@1/5/20 of BM25, FAISS and Qdrant
+Cost      over 14,000 passages most of it is embedding them once: see results/LOG.md
+Expect    the retrieval figures are real. The default decoder has read nothing but the synthetic world, so its EM is
+          near zero: the table proves the path, not the method. Give --checkpoint for a decoder that knows English.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from slurm.jobs import EvaluateJob, RetrieveJob, TablesJob, TrainJob
+from slurm.local import Phase
+
+NAME = "real"
+SUITES = ("nq", "popqa", "triviaqa")
+RETRIEVERS = ("bm25", "faiss", "qdrant")
+PASSAGES = (0, 1, 4)
+READ_FROM = "bm25"
+QUESTIONS = 100  # per suite, unless --limit says otherwise: bytes make long prompts for the tiny decoder
+
+
+def real(
+    *, data: Path | None, checkpoint: str | None, limit: int | None, device: str, runs: Path, out: Path
+) -> Iterator[Phase]:
+    """Phases of the experiment over the data root ``data`` (None: REFRAG_DATA)."""
+    retrievals = [
+        RetrieveJob(suite=suite, retriever=retriever, data=data, runs=runs)
+        for retriever in RETRIEVERS
+        for suite in SUITES
+    ]
+    yield Phase(title="index and retrieve", jobs=retrievals)
+
+    training = TrainJob(system="standard_rag", stage="finetune", scale="tiny", runs=runs, device=device)
+    if checkpoint is None:
+        yield Phase(title="train", jobs=[training])
+    read_from = {job.suite: job for job in retrievals if job.retriever == READ_FROM}
+    cells = [
+        EvaluateJob(
+            system="standard_rag",
+            suite=suite,
+            checkpoint=checkpoint or str(training.checkpoint),
+            passages=n,
+            data=data,
+            retrieval=read_from[suite] if n else None,
+            limit=QUESTIONS if limit is None else limit,
+            max_new_tokens=16,
+            device=device,
+            experiment=NAME,
+            runs=runs,
+        )
+        for suite in SUITES
+        for n in PASSAGES
+    ]
+    yield Phase(title="evaluate", jobs=cells)
+    yield Phase(title="tables", jobs=[TablesJob(experiment=NAME, runs=runs, out=out)])

@@ -1,0 +1,145 @@
+"""The training loop: exact resume, honest schedule, and no step on a broken loss."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from harness.errors import InputError
+from harness.train import checkpoint
+from harness.train.loop import NonFiniteLoss, train
+from harness.train.optim import build_optimizers, freeze
+from harness.train.stage import AdamW, Muon, Schedule, Stage
+
+CPU = torch.device("cpu")
+
+
+class Small(nn.Module):
+    """Enough of a model to have a matrix, a norm, an embedding and dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(20, 8)
+        self.matrix = nn.Linear(8, 8, bias=False)
+        self.norm = nn.LayerNorm(8)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.dropout(self.matrix(self.embed(ids))))
+
+
+class Counting:
+    """Batches that depend on their position alone; ``broken`` names one with a NaN in it."""
+
+    def __init__(self, broken: int | None = None) -> None:
+        self.position = 0
+        self.broken = broken
+
+    def __next__(self) -> dict[str, torch.Tensor]:
+        self.position += 1
+        ids = torch.randint(20, (4, 6), generator=torch.Generator().manual_seed(self.position))
+        weight = torch.tensor(float("nan") if self.position == self.broken else 1.0)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "weight": weight}
+
+    def state_dict(self) -> dict[str, int]:
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.position = state["position"]
+
+
+def loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    return (model(batch["input_ids"]) - 1).square().mean() * batch["weight"]
+
+
+def stage(**changes: object) -> Stage:
+    return Stage(**{"name": "s", "steps": 12, "optimizer": AdamW(lr=1e-2), "checkpoint_every": 4} | changes)
+
+
+def weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("optimizer", [AdamW(lr=1e-2), Muon(lr=1e-2, adamw_lr=1e-3)])
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("killed_at", [1, 4, 7])
+def test_resumed_equals_unbroken(tmp_path: Path, optimizer: AdamW | Muon, accumulation: int, killed_at: int) -> None:
+    recipe = stage(optimizer=optimizer, accumulation=accumulation)
+    whole = Small()
+    train(recipe, whole, Counting(), loss, tmp_path / "whole", device=CPU)
+    train(recipe, Small(), Counting(), loss, tmp_path / "broken", device=CPU, stop_after=killed_at)
+    resumed = Small()
+    torch.manual_seed(999)  # a new process has another random state; the checkpoint must bring its own
+    train(recipe, resumed, Counting(), loss, tmp_path / "broken", device=CPU)
+    expected = weights(whole)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(resumed).items())
+
+
+def test_training_moves_what_it_trains_and_nothing_else(tmp_path: Path) -> None:
+    model = Small()
+    before = weights(model)
+    train(stage(trained=("matrix",)), model, Counting(), loss, tmp_path, device=CPU)
+    moved = {name for name, tensor in weights(model).items() if not torch.equal(tensor, before[name])}
+    assert moved == {"matrix.weight"}
+    assert model.embed.weight.grad is None
+
+
+def test_training_nothing_is_an_error() -> None:
+    with pytest.raises(InputError, match="trains nothing"):
+        freeze(Small(), stage(trained=("decoder",)))
+
+
+def test_a_broken_loss_stops_before_the_step(tmp_path: Path) -> None:
+    model, reference = Small(), Small()
+    train(stage(checkpoint_every=1), reference, Counting(), loss, tmp_path / "reference", device=CPU, stop_after=6)
+    with pytest.raises(NonFiniteLoss, match="step 7 of 12"):
+        train(stage(checkpoint_every=1), model, Counting(broken=7), loss, tmp_path / "broken", device=CPU)
+    expected = weights(reference)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(model).items())
+
+
+@pytest.mark.parametrize("accumulation", [1, 32])
+def test_learning_rate_is_counted_in_optimizer_steps(tmp_path: Path, accumulation: int) -> None:
+    schedule = Schedule(warmup=0.25, decay="cosine", floor=0.1)
+    steps = 40
+    recipe = stage(steps=steps, schedule=schedule, accumulation=accumulation, checkpoint_every=100)
+    train(recipe, Small(), Counting(), loss, tmp_path, device=CPU)
+    logged = {
+        row["step"]: row["lr_scale"] for row in map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
+    }
+    for step, scale in logged.items():
+        index = step - 1
+        closed = (index + 1) / 10 if index < 10 else 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * (index - 10) / 30))
+        assert scale == pytest.approx(closed, abs=1e-12)
+    assert set(logged) == {10, 20, 30, 40}
+
+
+def test_muon_takes_matrices_and_adamw_the_rest() -> None:
+    model = Small()
+    parameters = freeze(model, stage(trained=("",)))
+    muon, adamw = build_optimizers(parameters, stage(optimizer=Muon(lr=1e-2, adamw_lr=1e-3)))
+    assert [id(p) for group in muon.param_groups for p in group["params"]] == [id(model.matrix.weight)]
+    assert len([p for group in adamw.param_groups for p in group["params"]]) == 3
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
+    train(stage(), Small(), Counting(), loss, tmp_path, device=CPU, stop_after=4)
+    with pytest.raises(InputError, match="another stage"):
+        train(stage(optimizer=AdamW(lr=5e-3)), Small(), Counting(), loss, tmp_path, device=CPU)
+
+
+def test_an_unfinished_checkpoint_is_not_seen(tmp_path: Path) -> None:
+    train(stage(), Small(), Counting(), loss, tmp_path, device=CPU, stop_after=8)
+    torn = tmp_path / ".step-000012"
+    torn.mkdir()
+    (torn / "model.safetensors").write_bytes(b"half")
+    assert [path.name for path in checkpoint.steps(tmp_path)] == ["step-000004", "step-000008"]
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    train(stage(checkpoint_every=1), Small(), Counting(), loss, tmp_path, device=CPU)
+    assert [path.name for path in checkpoint.steps(tmp_path)] == ["step-000011", "step-000012"]

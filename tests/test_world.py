@@ -1,0 +1,161 @@
+"""The synthetic world keeps its promises."""
+
+import gzip
+import hashlib
+import itertools
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from harness.data.world import facts
+from harness.data.world.lexicon import lexicon
+from harness.data.world.mirror import OPENING, WorldConfig, write_world
+from harness.data.world.reading import ReadingConfig
+from harness.data.world.tokenizer import build_tokenizer
+from harness.metrics import has_answer_dpr
+from harness.protocol import Passage
+
+
+def read(path: Path) -> list[dict]:
+    with gzip.open(path, "rt") as file:
+        return [json.loads(line) for line in file]
+
+
+def test_words_are_unique_and_one_token_each() -> None:
+    words = lexicon().words()
+    assert len(set(words)) == len(words)
+    tokenizer = build_tokenizer()
+    assert all(len(tokenizer(word, add_special_tokens=False)["input_ids"]) == 1 for word in words)
+
+
+def test_a_statement_is_eight_tokens() -> None:
+    rng = random.Random(0)
+    tokenizer = build_tokenizer()
+    for _ in range(50):
+        person = facts.draw_person(rng, "train")
+        text = facts.state(rng, facts.draw_biography(rng, person, facts.draw_relations(rng)))
+        assert len(tokenizer(text, add_special_tokens=False)["input_ids"]) == 8 * facts.FACTS_PER_PASSAGE
+
+
+@pytest.mark.parametrize(
+    "text", ["The birthplace of", "Hello, wörld  two\nlines", "日本 é? a.b.c", "", "a </s> b", "x" * 500, "<0x0A><unk>"]
+)
+def test_no_text_is_lost(text: str) -> None:
+    tokenizer = build_tokenizer()
+    assert tokenizer.decode(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]) == text
+
+
+def test_training_never_names_a_test_person() -> None:
+    tokenizer = build_tokenizer()
+    batches = ReadingConfig(seed=1).build(tokenizer)
+    words = lexicon()
+    first = {name: i for i, name in enumerate(words.first_names)}
+    last = {name: i for i, name in enumerate(words.last_names)}
+    seen = 0
+    for _ in range(10):
+        for row in next(batches)["input_ids"]:
+            spoken = tokenizer.decode(row, skip_special_tokens=True).replace(".", " ").replace("?", " ").split()
+            for left, right in itertools.pairwise(spoken):
+                if left in first and right in last:
+                    seen += 1
+                    assert not facts.is_test((first[left], last[right]))
+    assert seen > 1000
+
+
+def test_test_people_are_all_from_the_test_fold(world_root: Path) -> None:
+    words = lexicon()
+    titles = [row["title"].split() for row in read(world_root / "corpus" / "world_passages.jsonl.gz")]
+    titles += [
+        c["title"].split() for row in read(world_root / "ctxs" / "same_relation_n8.jsonl.gz") for c in row["ctxs"]
+    ]
+    for first, last in titles:
+        assert facts.is_test((words.first_names.index(first), words.last_names.index(last)))
+
+
+@pytest.mark.parametrize("size", [2, 4, 8])
+def test_the_hard_set_cannot_be_solved_by_the_relation_alone(world_root: Path, size: int) -> None:
+    places = Counter()
+    for row in read(world_root / "ctxs" / f"same_relation_n{size}.jsonl.gz"):
+        passages = tuple(Passage(id=c["id"], title=c["title"], text=c["text"]) for c in row["ctxs"])
+        assert facts.chance(passages, row["question"]) == 1 / size
+        name = row["question"].rsplit(" of ", 1)[1]
+        (place,) = [i for i, p in enumerate(passages) if name in p.text]
+        assert has_answer_dpr(passages[place].text, row["answers"])
+        places[place] += 1
+    assert len(places) == size, "the right passage must be able to stand anywhere"
+
+
+def test_chance_counts_passages_that_state_the_relation() -> None:
+    relation = lexicon().relations[0]
+    stating = Passage(id="1", title="", text=f"The {relation.nouns[1]} of A B is C.")
+    silent = Passage(id="2", title="", text="The nothing of A B is C.")
+    question = f"what is the {relation.nouns[0]} of A B"
+    assert facts.chance((stating, silent, stating, stating), question) == pytest.approx(1 / 3)
+    assert facts.chance((silent,), question) == 0
+    assert facts.chance((), question) == 0
+
+
+def test_values_are_drawn_evenly() -> None:
+    rng = random.Random(3)
+    n = 20_000
+    drawn = Counter(facts.draw_biography(rng, (0, 1), [2]).facts[0][1] for _ in range(n))
+    expected = n / len(lexicon().relations[2].values)
+    chi_squared = sum((count - expected) ** 2 / expected for count in drawn.values())
+    assert len(drawn) == len(lexicon().relations[2].values)
+    assert chi_squared < 70  # 35 degrees of freedom: p < 0.0005 above this
+
+
+def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
+    config = WorldConfig(people=60, questions=10, documents=2, document_statements=40)
+
+    def digests(folder: Path) -> dict[str, str]:
+        write_world(config, folder)
+        return {
+            str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+
+    assert digests(tmp_path / "a") == digests(tmp_path / "b")
+
+
+def test_a_complete_world_is_not_written_again(tmp_path: Path) -> None:
+    config = WorldConfig(people=60, questions=10, documents=2, document_statements=40)
+    write_world(config, tmp_path / "w")
+    kept = tmp_path / "w" / "kept"
+    kept.touch()
+    write_world(config, tmp_path / "w")
+    assert kept.exists()
+    write_world(WorldConfig(seed=1, people=60, questions=10, documents=2, document_statements=40), tmp_path / "w")
+    assert not kept.exists()
+
+
+def test_batches_depend_on_their_position_alone() -> None:
+    tokenizer = build_tokenizer()
+    batches = ReadingConfig(seed=5).build(tokenizer)
+    for _ in range(3):
+        next(batches)
+    state = batches.state_dict()
+    expected = next(batches)
+    again = ReadingConfig(seed=5).build(tokenizer)
+    again.load_state_dict(state)
+    got = next(again)
+    assert all((got[name] == expected[name]).all() for name in expected)
+
+
+def test_every_answer_and_its_end_is_supervised() -> None:
+    tokenizer = build_tokenizer()
+    config = ReadingConfig(rows=((2, 3),), questions=4)
+    batch = next(config.build(tokenizer))
+    for ids, labels, answers in zip(batch["input_ids"], batch["labels"], batch["is_answer"], strict=True):
+        supervised = ids[answers].tolist()
+        assert len(supervised) == 2 * config.questions
+        assert supervised[1::2] == [tokenizer.eos_token_id] * config.questions
+        assert (labels[answers] == ids[answers]).all()
+
+
+def test_openings_tell_the_suites_apart() -> None:
+    assert len(set(OPENING.values())) == 3
