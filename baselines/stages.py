@@ -29,12 +29,12 @@ FINETUNE = {
     "tiny": ReaderRecipe(
         stage=Stage(
             name="finetune",
-            steps=700,
+            steps=900,
             optimizer=Muon(lr=3e-3, adamw_lr=2e-3),
             schedule=Schedule(warmup=0.04, decay="cosine", floor=0.05),
             checkpoint_every=100,
         ),
-        data=ReadingConfig(),
+        data=ReadingConfig(namesakes=0.75),
         language_weight=0.02,
         shape="tiny",
         start="circuit",

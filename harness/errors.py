@@ -15,6 +15,6 @@ class InputError(ValueError):
 def unknown(kind: str, name: str, valid: Iterable[str]) -> InputError:
     """The error for a name that is not one of ``valid``; suggests the closest one."""
     names = sorted(valid)
-    close = difflib.get_close_matches(name, names, n=1)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
     return InputError(f"unknown {kind} {name!r}{hint}; valid choices: {', '.join(names) or 'none'}")

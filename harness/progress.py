@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 Advance = Callable[..., None]
+LOG_SECONDS = 10.0
 
 
 @contextmanager
 def bar(title: str) -> Iterator[Advance]:
     """A bar; the yielded function takes the number done, the total and a short note.
 
-    Where standard error is no terminal (a job's log), one line at each tenth of the way instead.
+    Where standard error is no terminal (a job's log), a line every ten seconds instead.
     """
     from rich.console import Console
     from rich.progress import (
@@ -26,12 +28,11 @@ def bar(title: str) -> Iterator[Advance]:
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        reached = [0]
+        said = [time.monotonic()]
 
         def log(done: int, total: int, note: str = "") -> None:
-            tenth = done * 10 // max(1, total)
-            if tenth > reached[0]:
-                reached[0] = tenth
+            if time.monotonic() - said[0] > LOG_SECONDS:
+                said[0] = time.monotonic()
                 console.print(f"{title}: {done}/{total} {note}", highlight=False)
 
         yield log

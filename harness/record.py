@@ -1,7 +1,7 @@
 """What a run leaves behind: its spec, a journal with one row per example, and the record.
 
     runs/<suite>/<system>/<run_id>/spec.json          written first
-    runs/<suite>/<system>/<run_id>/predictions.jsonl  append-only journal, flushed per batch
+    runs/<suite>/<system>/<run_id>/predictions.jsonl  append-only journal, handed over per batch
     runs/<suite>/<system>/<run_id>/record.json        written last, by rename: its presence is what "done" means
 
 Everything that can move a number is in the spec, and ``run_id`` is its digest. The journal holds nothing that
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any, Self
 
 from harness.config import digest, plain
 from harness.errors import InputError
+from harness.files import append, write_atomically
 
 SCHEMA_VERSION = 1
 
@@ -121,20 +121,6 @@ class RunRecord:
         write_atomically(folder / "record.json", json.dumps(plain(self), indent=1, ensure_ascii=False) + "\n")
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write ``text`` so that ``path`` is either as before or complete, also after a power cut."""
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
 @dataclass
 class Journal:
     """The rows of one run, in order, on disk.
@@ -150,7 +136,7 @@ class Journal:
 
     def __enter__(self) -> Self:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("a+b")
+        self._file = self.path.open("a+b", buffering=0)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -193,5 +179,4 @@ class Journal:
             row = {"run_id": self.run_id, "i": len(self.rows), **row}
             self.rows.append(row)
             lines.append(json.dumps(row, ensure_ascii=False))
-        self._file.write(("\n".join(lines) + "\n").encode())
-        self._file.flush()
+        append(self._file, ("\n".join(lines) + "\n").encode())

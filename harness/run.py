@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from harness import metrics, provenance, statistics, timing
 from harness.config import plain
 from harness.errors import InputError
+from harness.files import append, write_atomically
 from harness.protocol import Example, Suite, System
-from harness.record import Journal, RunRecord, RunSpec, write_atomically
+from harness.record import Journal, RunRecord, RunSpec
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +56,10 @@ def evaluate(
     folder.mkdir(parents=True, exist_ok=True)
     header = {"n_examples": len(examples), "spec": plain(spec)}
     write_atomically(folder / "spec.json", json.dumps(header, indent=1, ensure_ascii=False) + "\n")
-    with Journal(folder / "predictions.jsonl", spec.run_id) as journal, (folder / "timings.jsonl").open("a") as times:
+    with (
+        Journal(folder / "predictions.jsonl", spec.run_id) as journal,
+        (folder / "timings.jsonl").open("ab", buffering=0) as times,
+    ):
         for start in range(0, len(examples), spec.decode.batch_size):
             batch = examples[start : start + spec.decode.batch_size]
             if start + len(batch) <= len(journal.rows):
@@ -63,7 +67,7 @@ def evaluate(
             rows, timed = _run_batch(system, suite, batch, spec.decode.max_new_tokens, device)
             journal.append(rows[max(0, len(journal.rows) - start) :])
             if timed:
-                times.write(json.dumps(_times(timed)) + "\n")
+                append(times, (json.dumps(_times(timed)) + "\n").encode())
             if progress:
                 progress(len(journal.rows), len(examples))
         rows = journal.rows

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from harness.errors import InputError
+from harness.files import write_atomically
 from results import figures, formats, tables
 from results.records import read_records
 
@@ -17,7 +17,7 @@ Files = dict[Path, bytes]
 def draw(
     records: Iterable[Path], out: Path, *, experiment: str | None = None, metric: str = "em"
 ) -> tuple[list[tables.Table], Files]:
-    """The tables of ``experiment`` (None: each that has records), and what belongs in ``out/tables`` and ``out/figures``.
+    """The tables of ``experiment`` (None: each that has records), and what belongs in ``out``.
 
     Nothing is written: that is for ``write``, once everything has been drawn. Raises ``InputError`` where no record
     answers questions.
@@ -44,23 +44,9 @@ def draw(
 def write(files: Mapping[Path, bytes]) -> None:
     """Write ``files`` and say so on standard error."""
     for path, content in files.items():
-        _write(path, content)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise InputError(f"{path.parent} is a file; expected a folder to write {path.name} to") from None
+        write_atomically(path, content)
         print(f"wrote {path}", file=sys.stderr)
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write by rename: whatever happens, ``path`` holds the old content or the new one, and nothing else is left."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise InputError(f"{path.parent} is a file; expected a folder to write {path.name} to") from None
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

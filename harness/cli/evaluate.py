@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from harness.config import load, plain
     from harness.progress import bar
 
-    job = load("slurm.jobs:EvaluateJob")(
+    job = load("slurm.jobs.evaluate:EvaluateJob")(
         system=args.system,
         suite=args.suite,
         checkpoint=args.checkpoint,

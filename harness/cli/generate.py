@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from harness.config import load
 
-    answered = load("slurm.jobs:GenerateJob")(
+    answered = load("slurm.jobs.generate:GenerateJob")(
         question=args.question,
         system=args.system,
         checkpoint=args.checkpoint,

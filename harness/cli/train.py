@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     from harness.config import load
     from harness.progress import bar
 
-    job = load("slurm.jobs:TrainJob")(
+    job = load("slurm.jobs.train:TrainJob")(
         system=args.system, stage=args.stage, scale=args.scale, runs=args.runs, device=args.device
     )
     with bar(job.title) as progress:

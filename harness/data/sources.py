@@ -47,11 +47,7 @@ class DataRoot:
         if not (path / "hub").is_dir():
             found = f"it holds {_listing(path)}" if path.is_dir() else "there is no such folder"
             raise InputError(f"expected a data folder with hub/ inside at {path}; {found}")
-        root_json = path / "root.json"
-        name = (
-            json.loads(root_json.read_text(encoding="utf-8")).get("name", "mirror") if root_json.exists() else "mirror"
-        )
-        return cls(path=path, name=name)
+        return cls(path=path, name=_root_name(path / "root.json"))
 
     def file(self, relative: str) -> Path | None:
         """A file or folder of the mirror if it is there; the Hub has none."""
@@ -282,6 +278,15 @@ def _unreadable(questions: QuestionSet, where: str, error: BaseException) -> Inp
             break
     reason = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
     return InputError(f"{where}: cannot be read as {questions.hub_id}: {reason}")
+
+
+def _root_name(root_json: Path) -> str:
+    if not root_json.exists():
+        return "mirror"
+    try:
+        return str(json.loads(root_json.read_text(encoding="utf-8")).get("name", "mirror"))
+    except (json.JSONDecodeError, AttributeError) as error:
+        raise InputError(f"expected a JSON object with a name in {root_json}, cannot read it ({error})") from error
 
 
 def _listing(folder: Path) -> str:

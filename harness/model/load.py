@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config import file_digest
+from harness.device import open_device
 from harness.errors import InputError, unknown
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def load_decoder(name: str, *, dtype: str = "float32", device: str = "cpu", revi
     from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
     from transformers.utils import logging
 
+    where = open_device(device)
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
     logging.set_verbosity_error()
@@ -81,18 +83,27 @@ def load_decoder(name: str, *, dtype: str = "float32", device: str = "cpu", revi
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
         model, report = LlamaForCausalLM.from_pretrained(
-            name, revision=revision, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True
+            name,
+            revision=revision,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # reported below, by name
+            output_loading_info=True,
         )
     except (OSError, RuntimeError, ValueError) as error:
         raise InputError(f"decoder {name} cannot be loaded: {_first_line(error)}") from error
-    missing = sorted(report["missing_keys"]) + sorted(report["unexpected_keys"])
-    if missing or report["mismatched_keys"]:
-        raise InputError(f"decoder {name}: weights do not fit its config at {', '.join(map(str, missing))}")
+    misfits = [
+        str(key) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in sorted(report[kind])
+    ]
+    if misfits:
+        raise InputError(
+            f"decoder {name}: {len(misfits)} weights do not fit its config, the first of them {misfits[0]}"
+        )
     if len(tokenizer) > model.config.vocab_size:
         raise InputError(
             f"decoder {name}: its tokenizer has {len(tokenizer)} tokens, its embedding only {model.config.vocab_size}"
         )
-    return Decoder(model=model.to(device).eval(), tokenizer=tokenizer, checkpoint=_identity(folder, config))
+    return Decoder(model=model.to(where).eval(), tokenizer=tokenizer, checkpoint=_identity(folder, config))
 
 
 def shape_config(shape: str) -> LlamaConfig:

@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import io
 import json
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +86,13 @@ def write_corpus(corpus: Corpus, path: Path) -> None:
 
 
 def _rows(path: Path) -> Iterator[Passage]:
+    try:
+        yield from _passages(path)
+    except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"cannot read a corpus from {path}: {error}") from error
+
+
+def _passages(path: Path) -> Iterator[Passage]:
     with _open(path) as file:
         records = _tsv(file) if ".tsv" in path.suffixes else _jsonl(file, path)
         for number, record in enumerate(records, start=1):

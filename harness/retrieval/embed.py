@@ -126,6 +126,9 @@ def _sentence_transformer(folder: Path) -> EncoderConfig:
         mode = "mean"
     else:
         raise InputError(f"{folder}: expected CLS or mean pooling in 1_Pooling/config.json, got {pooling}")
+    max_tokens = _json(folder / "sentence_bert_config.json").get("max_seq_length")
+    if not isinstance(max_tokens, int):
+        raise InputError(f"{folder}: expected max_seq_length in sentence_bert_config.json, got {max_tokens!r}")
     prompts_file = folder / "config_sentence_transformers.json"
     prompts = _json(prompts_file).get("prompts", {}) if prompts_file.exists() else {}
     return EncoderConfig(
@@ -134,7 +137,7 @@ def _sentence_transformer(folder: Path) -> EncoderConfig:
         folder=folder,
         weights_sha256=_sha256(folder / WEIGHTS),
         pooling=mode,
-        max_tokens=int(_json(folder / "sentence_bert_config.json")["max_seq_length"]),
+        max_tokens=max_tokens,
         query_prefix=prompts.get("query", ""),
     )
 

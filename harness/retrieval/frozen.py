@@ -23,9 +23,9 @@ from typing import Any
 from harness.config import digest
 from harness.data.sources import Source, question_id
 from harness.errors import InputError, unknown
+from harness.files import write_atomically
 from harness.metrics import METRIC_VERSION
 from harness.protocol import Example, Hit, Passage
-from harness.record import write_atomically
 from harness.retrieval.evaluate import HIT_AT, AnswerTest, hit_at, recall_at
 from harness.retrieval.gold import Gold
 from harness.retrieval.index import Index
@@ -59,7 +59,7 @@ class Setting:
 
     def take(self, hits: Sequence[Hit], question: str) -> list[Hit]:
         """The ``k`` of ``depth`` hits that the question with that id gets."""
-        return list(hits) if self.name == "strong" else random.Random(f"{self.seed}:{question}").sample(hits, self.k)
+        return list(hits) if self.name == "strong" else random.Random(f"{self.seed}").sample(hits, self.k)
 
     def identity(self) -> dict[str, Any]:
         return asdict(self) | ({"seed": None} if self.name == "strong" else {"pool": WEAK_POOL})
@@ -156,6 +156,8 @@ def read_frozen(path: Path) -> tuple[FrozenManifest, dict[str, tuple[Passage, ..
                 f"{path}: expected rows with digest {manifest.digest}, got {found}; delete and freeze again"
             )
         return manifest, {row.id: row.passages for row in rows}
+    if len({row.id for row in rows}) < len(rows):
+        raise InputError(f"{path}: expected unique question ids, got {len(rows)} rows with some repeated")
     shortest = min((len(row.passages) for row in rows), default=0)
     manifest = FrozenManifest(retriever="given", setting="given", k=shortest, n=len(rows), digest=found)
     by_question = {question_id(row.question): row.passages for row in rows}

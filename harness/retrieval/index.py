@@ -19,8 +19,8 @@ from typing import Any, Protocol
 
 from harness.config import digest
 from harness.errors import InputError
+from harness.files import write_atomically
 from harness.protocol import Retriever
-from harness.record import write_atomically
 from harness.retrieval.corpus import Corpus, read_corpus, write_corpus
 
 MANIFEST = "manifest.json"

@@ -92,7 +92,8 @@ def write_shard(vectors_ND: np.ndarray, folder: Path) -> None:
     path = folder / SHARD
     path.mkdir()
     parameters = edge.EdgeVectorParams(size=vectors_ND.shape[1], distance=edge.Distance.Dot)
-    shard = edge.EdgeShard.create(str(path), edge.EdgeConfig(vectors=parameters))
+    # The log would lock the shard to one reader, and an index that is not flushed is not finished anyway.
+    shard = edge.EdgeShard.create(str(path), edge.EdgeConfig(vectors=parameters, wal_enabled=False))
     for batch in _batches(len(vectors_ND), UPSERT):
         points = [edge.Point(batch.start + row, vector) for row, vector in enumerate(vectors_ND[batch].tolist())]
         shard.update(edge.UpdateOperation.upsert_points(points))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 from harness.config import RUN_ID_LENGTH, digest
 from harness.data.sources import question_id
 from harness.errors import InputError
+from harness.files import write_atomically
 from harness.protocol import Example, Hit, Passage
 
 SCORE_DECIMALS = 6  # beyond them, the same search differs between machines
@@ -41,12 +41,7 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
     """Write ``rows`` as gzipped JSON lines; returns their digest. Equal rows give equal bytes."""
     content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    with temporary.open("wb") as file:
-        file.write(gzip.compress(content, mtime=0))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_atomically(path, gzip.compress(content, mtime=0))
     return _digest(content)
 
 

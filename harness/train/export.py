@@ -52,3 +52,9 @@ def read_training(folder: Path) -> dict[str, Any]:
         return {}
     found: dict[str, Any] = json.loads(path.read_text())
     return found
+
+
+def own_template(training: dict[str, Any]) -> str:
+    """The prompt template that a checkpoint was trained with; published decoders read plain text."""
+    template: str = training.get("recipe", {}).get("template", "text")
+    return template

@@ -13,7 +13,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from slurm.jobs import EvaluateJob, RetrieveJob, TablesJob, TrainJob
+from slurm.jobs.data import RetrieveJob
+from slurm.jobs.evaluate import EvaluateJob
+from slurm.jobs.tables import TablesJob
+from slurm.jobs.train import TrainJob
 from slurm.local import Phase
 
 NAME = "real"

@@ -14,7 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from harness.data.world.mirror import SAME_RELATION_SIZES, WorldConfig
-from slurm.jobs import EvaluateJob, RetrieveJob, TablesJob, TrainJob, WorldJob
+from slurm.jobs.data import RetrieveJob, WorldJob
+from slurm.jobs.evaluate import EvaluateJob
+from slurm.jobs.tables import TablesJob
+from slurm.jobs.train import TrainJob
 from slurm.local import Phase
 
 NAME = "tiny"

@@ -274,7 +274,12 @@ def _write_card(folder: Path, config: str, split: str, pattern: str, rows: int, 
 def _write_card_splits(folder: Path, config: str, splits: dict[str, tuple[str, int]], extra: str = "") -> None:
     """The dataset card: which files are which split, and how many rows each must have."""
     files = "".join(f"  - split: {split}\n    path: {pattern}\n" for split, (pattern, _) in splits.items())
-    counts = "".join(f"  - name: {split}\n    num_examples: {rows}\n" for split, (_, rows) in splits.items())
+    # A count is only read beside a size; the size itself is not checked.
+    counts = "".join(
+        f"  - name: {split}\n    num_bytes: {sum(file.stat().st_size for file in folder.glob(pattern))}\n"
+        f"    num_examples: {rows}\n"
+        for split, (pattern, rows) in splits.items()
+    )
     (folder / "README.md").write_text(
         f"---\ndataset_info:\n  config_name: {config}\n  splits:\n{counts}"
         f"configs:\n- config_name: {config}\n  data_files:\n{files}{extra}  default: true\n---\n"

@@ -1,0 +1,32 @@
+"""Writing so that a crash, a full disk or a power cut leaves either the old file or the new one."""
+
+from __future__ import annotations
+
+import os
+from io import FileIO
+from pathlib import Path
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write ``content`` to ``path`` by way of a temporary file and a rename; nothing else is left on failure."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        error.filename = str(path)
+        raise
+
+
+def append(file: FileIO, data: bytes) -> None:
+    """Append ``data`` to an unbuffered file. A full disk may leave a part of it: a torn last line."""
+    try:
+        while data:
+            data = data[file.write(data) :]
+    except OSError as error:
+        error.filename = str(file.name)
+        raise

@@ -1,0 +1,113 @@
+"""Evaluate one system on one suite: one cell of a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.cli.catalog import SUITES, SYSTEMS, find
+from harness.data.sources import DataRoot
+from harness.data.world import is_world
+from harness.device import open_device
+from harness.errors import InputError
+from harness.metrics import METRIC_VERSION
+from harness.prompts import PROMPT_VERSION
+from harness.record import DecodeSpec, RunRecord, RunSpec, SystemSpec
+from harness.train.export import own_template, read_training
+from slurm.jobs import Progress
+from slurm.jobs.data import RetrieveJob
+
+WORLD_READER = "The decoder was trained on the synthetic world alone."
+HAND_BUILT = "Its training started from a hand-built match-and-copy circuit (harness/model/circuit_init.py)."
+NOT_MEANT = "It has never read natural language: scores near zero on real questions are expected."
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateJob:
+    """One cell of a table: a system with a checkpoint on a suite with a number of passages."""
+
+    system: str
+    suite: str
+    checkpoint: str
+    passages: int
+    runs: Path
+    data: Path | None = None
+    retrieval: Path | RetrieveJob | None = None
+    limit: int | None = None
+    max_new_tokens: int = 8
+    batch_size: int = 8
+    seed: int = 0
+    device: str = "cpu"
+    dtype: str = "float32"
+    template: str | None = None
+    experiment: str = "adhoc"
+
+    @property
+    def title(self) -> str:
+        return f"{self.system} on {self.suite}, {f'{self.passages} passages' if self.passages else 'closed-book'}"
+
+    def run(self, progress: Progress | None = None) -> RunRecord:
+        """Evaluate from where the journal ends; returns the record, old or new."""
+        if self.passages < 0 or self.max_new_tokens < 1 or self.batch_size < 1:
+            raise InputError(
+                "expected at least 0 passages, 1 new token and a batch of 1; "
+                f"got {self.passages}, {self.max_new_tokens} and {self.batch_size}"
+            )
+        config_type = find("system", SYSTEMS, self.system)
+        build_suite = find("suite", SUITES, self.suite)
+        root = DataRoot.open(self.data)
+        frozen = self.retrieval.run().path if isinstance(self.retrieval, RetrieveJob) else self.retrieval
+        suite = build_suite(self.suite, root, passages=self.passages, frozen=frozen, limit=self.limit)
+
+        from harness.model.load import load_decoder
+        from harness.run import evaluate
+
+        device = open_device(self.device)
+        decoder = load_decoder(self.checkpoint, dtype=self.dtype, device=self.device)
+        training = read_training(Path(self.checkpoint))
+        config = config_type(template=self.template or own_template(training))
+        spec = RunSpec(
+            suite=suite.spec,
+            retrieval=suite.retrieval,
+            passages=self.passages,
+            system=SystemSpec(name=self.system, config=config, checkpoint=decoder.checkpoint),
+            decode=DecodeSpec(
+                max_new_tokens=self.max_new_tokens, batch_size=self.batch_size, device=self.device, dtype=self.dtype
+            ),
+            seed=self.seed,
+            prompt_version=PROMPT_VERSION,
+            metric_version=METRIC_VERSION,
+        )
+        return evaluate(
+            spec,
+            suite,
+            config.build(decoder),
+            self.runs,
+            experiment=self.experiment,
+            notes=_notes(training, root.name),
+            device=device,
+            progress=progress,
+        )
+
+    def said(self, result: RunRecord) -> str:
+        """EM with its interval, the chance line where there is one, n and errors."""
+        em = result.metrics.get("em")
+        if em is None:
+            return f"all {result.n_examples} examples raised an error"
+        text = f"EM {100 * em['mean']:.1f} [{100 * em['low']:.1f}, {100 * em['high']:.1f}]  n={em['n']}"
+        if chance := result.metrics.get("chance"):
+            text += f"  chance {100 * chance['mean']:.1f}"
+        return text + (f"  errors {result.n_errors}" if result.n_errors else "")
+
+
+def _notes(training: dict[str, Any], root: str) -> tuple[str, ...]:
+    """What a reader of the table has to know about the checkpoint."""
+    notes = []
+    if training.get("data") == "world":
+        notes.append(WORLD_READER)
+        if training["recipe"].get("start") == "circuit":
+            notes.append(HAND_BUILT)
+        if not is_world(root):
+            notes.append(NOT_MEANT)
+    return tuple(notes)

@@ -1,0 +1,40 @@
+"""Benchmarks print ratios measured in one run; they assert equality of results, never a time."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="cpu or cuda")
+    parser.addoption("--checkpoint", help="tiny decoder to measure (default: a random one of the same shape)")
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> str:
+    return str(request.config.getoption("--device"))
+
+
+@pytest.fixture(scope="session")
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The decoder that is measured."""
+    given = request.config.getoption("--checkpoint")
+    if given:
+        return Path(str(given))
+    from harness.data.world.tokenizer import build_tokenizer
+    from harness.model.load import random_decoder
+    from harness.train.export import export
+
+    training = {"data": "world", "recipe": {"template": "tagged", "start": "random"}}
+    folder = tmp_path_factory.mktemp("checkpoint") / "final"
+    return export(random_decoder("tiny", seed=0), build_tokenizer(), training, folder)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from harness.data.world.mirror import WorldConfig, write_world
+
+    return write_world(WorldConfig(documents=2), tmp_path_factory.mktemp("data") / "world")

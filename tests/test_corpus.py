@@ -1,0 +1,123 @@
+"""A corpus is its passages, whatever file they came in; cutting documents loses nothing."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.errors import InputError
+from harness.protocol import Passage
+from harness.retrieval.corpus import Corpus, passage_text, read_corpus, write_corpus
+from harness.retrieval.cut import Spans, cut_documents
+
+PASSAGES = [
+    Passage(id="1", title="Ann", text='She said "no"\tand left.'),
+    Passage(id="2", title="", text="Né à Paris; line\nbreak."),
+]
+
+
+def words(text: str) -> Spans:
+    return [match.span() for match in re.finditer(r"\S+", text)]
+
+
+def word_pieces(text: str) -> Spans:
+    """Tokens of at most three characters, as a subword tokenizer makes them."""
+    return [match.span() for match in re.finditer(r"\S{1,3}", text)]
+
+
+def test_every_form_of_file_gives_the_same_corpus(tmp_path: Path) -> None:
+    jsonl = "".join(json.dumps({"id": int(p.id), "title": p.title, "text": p.text}) + "\n" for p in PASSAGES)
+    quoted = ["\t".join((p.id, '"' + p.text.replace('"', '""') + '"', p.title)) for p in PASSAGES]
+    tsv = "\n".join(["id\ttext\ttitle", *quoted, ""])
+    for name, text in (("c.jsonl", jsonl), ("c.tsv", tsv)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(text.encode()))
+    write_corpus(Corpus.of(PASSAGES), tmp_path / "again.jsonl")
+    for file in sorted(tmp_path.iterdir()):
+        corpus = read_corpus(file)
+        assert (corpus.passages, corpus.digest) == (PASSAGES, Corpus.of(PASSAGES).digest), file.name
+
+
+def test_a_folder_is_its_files_in_order_of_name(tmp_path: Path) -> None:
+    for name, passage in (("b.jsonl", PASSAGES[1]), ("a.jsonl", PASSAGES[0])):
+        write_corpus(Corpus.of([passage]), tmp_path / name)
+    (tmp_path / "notes.txt").write_text("not a corpus")
+    assert read_corpus(tmp_path).passages == PASSAGES
+
+
+def test_the_digest_names_ids_titles_and_texts() -> None:
+    one, two = PASSAGES
+    others = [[two, one], [one], [Passage(id="1", title="", text=one.title + one.text), two]]
+    assert len({Corpus.of(passages).digest for passages in [PASSAGES, *others]}) == 4
+
+
+def test_retrievers_see_title_and_text() -> None:
+    assert [passage_text(p) for p in PASSAGES] == ['Ann She said "no"\tand left.', "Né à Paris; line\nbreak."]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "at least one passage"),
+        ('{"id": 1, "text": "a"}\n{"id": 1, "text": "b"}\n', "unique passage ids in the corpus, got '1' twice"),
+        (
+            '{"id": 1, "text": "a"}\n{"id": 2, "body": "b"}\n',
+            r"c.jsonl, row 2: expected a text, got None; columns: id, body",
+        ),
+        ('{"id": 1, "text": "a"}\n{"id": 2, \n', "c.jsonl, line 2: expected a JSON object, got broken JSON"),
+        ('["a"]\n', "c.jsonl, line 1: expected a JSON object"),
+    ],
+)
+def test_a_bad_row_is_named(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "c.jsonl").write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_corpus(tmp_path / "c.jsonl")
+
+
+def test_what_is_no_corpus_is_said(tmp_path: Path) -> None:
+    (tmp_path / "c.txt").write_text("text")
+    (tmp_path / "c.jsonl.gz").write_bytes(b"not gzip")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="cannot read a corpus from c.txt; expected a file ending in .jsonl"):
+        read_corpus(tmp_path / "c.txt")
+    with pytest.raises(InputError, match="no corpus at"):
+        read_corpus(tmp_path / "absent.jsonl")
+    with pytest.raises(InputError, match="cannot read a corpus from .*gz: "):
+        read_corpus(tmp_path / "c.jsonl.gz")
+    with pytest.raises(InputError, match="found none"):
+        read_corpus(tmp_path / "empty")
+
+
+@given(text=st.text(alphabet="ab \n\té", max_size=200), tokens=st.integers(1, 7))
+def test_the_passages_of_a_document_joined_are_the_document(text: str, tokens: int) -> None:
+    for tokenize in (words, word_pieces):
+        pieces = list(cut_documents([Passage(id="d", title="T", text=text)], tokens, tokenize=tokenize))
+        assert "".join(piece.text for piece in pieces) == text
+        assert all(len(tokenize(piece.text)) <= tokens for piece in pieces)
+        assert [piece.id for piece in pieces] == [f"d#{number}" for number in range(len(pieces))]
+        assert {piece.title for piece in pieces} == {"T"}
+
+
+def test_a_cut_falls_between_words_where_there_is_one() -> None:
+    document = Passage(id="d", title="", text="abcdef ghijkl mn opqrstuvwxyz")
+    pieces = [piece.text for piece in cut_documents([document], 3, tokenize=word_pieces)]
+    assert pieces == ["abcdef ", "ghijkl mn ", "opqrstuvw", "xyz"], (
+        "6 + 6 + 2 letters, then a word longer than a passage"
+    )
+
+
+def test_a_corpus_of_documents_is_read_as_their_passages(tmp_path: Path) -> None:
+    (tmp_path / "books.jsonl").write_text(json.dumps({"text": "one two three", "meta": {}}) + "\n")
+    corpus = read_corpus(tmp_path / "books.jsonl", lambda documents: cut_documents(documents, 2, tokenize=words))
+    assert [(p.id, p.text) for p in corpus.passages] == [("1#0", "one two "), ("1#1", "three")]
+
+
+def test_a_length_that_is_none_is_refused() -> None:
+    with pytest.raises(InputError, match="at least 1 token, got 0"):
+        list(cut_documents(PASSAGES, 0, tokenize=words))
