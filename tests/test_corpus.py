@@ -110,6 +110,9 @@ def test_a_cut_falls_between_words_where_there_is_one() -> None:
     assert pieces == ["abcdef ", "ghijkl mn ", "opqrstuvw", "xyz"], (
         "6 + 6 + 2 letters, then a word longer than a passage"
     )
+    document = Passage(id="d", title="", text="a bcdefghijkl")
+    pieces = [piece.text for piece in cut_documents([document], 3, tokenize=word_pieces)]
+    assert pieces == ["a ", "bcdefghij", "kl"]
 
 
 def test_a_corpus_of_documents_is_read_as_their_passages(tmp_path: Path) -> None:

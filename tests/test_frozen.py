@@ -12,7 +12,7 @@ from conftest import shared_path
 
 from harness.data.sources import DataRoot, Source, load_questions, question_id
 from harness.errors import InputError
-from harness.protocol import Example, Passage
+from harness.protocol import Example, Hit, Passage
 from harness.retrieval.bm25 import BM25Config
 from harness.retrieval.corpus import Corpus
 from harness.retrieval.evaluate import AnswerTest, hit_at, recall_at
@@ -109,6 +109,9 @@ def test_a_weak_draw_depends_on_seed_and_question_only(index: Index, tmp_path: P
     everything = read_frozen(frozen(index, tmp_path, name="weak").path)[1]
     fewer = read_frozen(frozen(index, tmp_path, name="weak", n=2).path)[1]
     assert fewer == {example.id: everything[example.id] for example in EXAMPLES[:2]}
+    hits = [Hit(passage=passage, score=0.0) for passage in PASSAGES[:200]]
+    assert Setting(name="weak").take(hits, "a") == Setting(name="weak").take(hits, "a")
+    assert Setting(name="weak").take(hits, "a") != Setting(name="weak").take(hits, "b")
 
 
 def test_a_setting_that_cannot_be_is_refused(index: Index, tmp_path: Path) -> None:
@@ -225,7 +228,8 @@ def write_root(folder: Path, qrels: str) -> DataRoot:
 
 
 def test_gold_passages_are_found_by_id_or_by_the_questions_text(tmp_path: Path) -> None:
-    qrels = "nq_open_validation_7\t0\t11\t1\nnq_open_validation_7\t0\t12\t0\nnq_b\t0\t13\t1\nnq_open_validation_9\t0\t14\t1\n"
+    judged = [("nq_open_validation_7", 11, 1), ("nq_open_validation_7", 12, 0), ("nq_b", 13, 1), ("other_9", 14, 1)]
+    qrels = "".join(f"{qid}\t0\t{passage}\t{label}\n" for qid, passage, label in judged)
     examples = [
         Example(id="nq_a", question="who wrote it", answers=("Ann",)),
         Example(id="nq_b", question="who read it", answers=("Bob",)),

@@ -59,7 +59,7 @@ class Setting:
 
     def take(self, hits: Sequence[Hit], question: str) -> list[Hit]:
         """The ``k`` of ``depth`` hits that the question with that id gets."""
-        return list(hits) if self.name == "strong" else random.Random(f"{self.seed}").sample(hits, self.k)
+        return list(hits) if self.name == "strong" else random.Random(f"{self.seed}:{question}").sample(hits, self.k)
 
     def identity(self) -> dict[str, Any]:
         return asdict(self) | ({"seed": None} if self.name == "strong" else {"pool": WEAK_POOL})
