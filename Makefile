@@ -12,12 +12,13 @@ STAMP  := $(VENV)/.stamp-$(subst $(comma),-,$(EXTRAS))
 
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: run test check bench gpu help clean
+.PHONY: run test check slow bench gpu help clean
 
 help:
 	@echo "make run     set up, then run the tiny experiment and draw results/ (minutes on 2 cores)"
 	@echo "make test    set up, then run the tests"
 	@echo "make check   ruff, mypy, import contracts"
+	@echo "make slow    proofs that take minutes: kill -9 on the real command"
 	@echo "make bench   benchmarks: decode loop, lm-eval, metrics (prints ratios measured in one run)"
 	@echo "make gpu     the figures that need a GPU"
 	@echo "make clean   remove the environment and everything under runs/"
@@ -34,6 +35,9 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+slow: $(STAMP)
+	$(BIN)/python -m pytest -q -s -m slow tests
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest -q -s tests/benchmarks

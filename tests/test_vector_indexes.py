@@ -11,7 +11,7 @@ from tiny_encoder import WORDS, write_tiny_encoder
 
 from harness.errors import InputError
 from harness.protocol import Passage
-from harness.retrieval import catalogue, embed, open_index
+from harness.retrieval import retrievers, embed, open_index
 from harness.retrieval.corpus import Corpus
 from harness.retrieval.index import ensure_index
 
@@ -77,7 +77,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Corpus, str]:
 @pytest.mark.parametrize("retriever", ["faiss", "qdrant"])
 def test_a_dense_retriever_ranks_by_cosine(toy: tuple[Corpus, str], tmp_path: Path, retriever: str) -> None:
     corpus, encoder = toy
-    index = ensure_index(catalogue.index_config(retriever, encoder), corpus, tmp_path)
+    index = ensure_index(retrievers.index_config(retriever, encoder), corpus, tmp_path)
     questions = ["cats chase mice", "who dreams"]
     model = embed.encoder(encoder).build()
     cosine_QN = model.encode_questions(questions) @ model.encode([p.text for p in corpus.passages]).T
@@ -91,14 +91,14 @@ def test_a_dense_retriever_ranks_by_cosine(toy: tuple[Corpus, str], tmp_path: Pa
 def test_equal_vectors_are_in_corpus_order(toy: tuple[Corpus, str], tmp_path: Path) -> None:
     same = Corpus.of(Passage(id=str(i), title="", text="cats sleep") for i in range(20))
     for retriever in ("faiss", "qdrant"):
-        hits = ensure_index(catalogue.index_config(retriever, toy[1]), same, tmp_path).open().search(["cats"], 20)[0]
+        hits = ensure_index(retrievers.index_config(retriever, toy[1]), same, tmp_path).open().search(["cats"], 20)[0]
         assert [hit.passage.id for hit in hits] == [str(i) for i in range(20)]
 
 
 def test_an_open_index_can_be_opened_again(toy: tuple[Corpus, str], tmp_path: Path) -> None:
     """With its write-ahead log on, the embedded engine locks the folder: two jobs could not read one index."""
-    for retriever in catalogue.RETRIEVERS:
-        index = ensure_index(catalogue.index_config(retriever, toy[1]), toy[0], tmp_path)
+    for retriever in retrievers.RETRIEVERS:
+        index = ensure_index(retrievers.index_config(retriever, toy[1]), toy[0], tmp_path)
         first, second = index.open(), open_index(index.folder)
         assert first.search(["cats"], 3) == second.search(["cats"], 3)
 
@@ -107,15 +107,15 @@ def test_faiss_and_qdrant_share_the_vectors_of_a_corpus(
     toy: tuple[Corpus, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corpus, encoder = toy
-    ensure_index(catalogue.index_config("faiss", encoder), corpus, tmp_path)
+    ensure_index(retrievers.index_config("faiss", encoder), corpus, tmp_path)
     monkeypatch.setattr(embed.EncoderConfig, "build", lambda self: pytest.fail("encoded again"))
-    ensure_index(catalogue.index_config("qdrant", encoder), corpus, tmp_path)
+    ensure_index(retrievers.index_config("qdrant", encoder), corpus, tmp_path)
 
 
 def test_indexing_again_does_nothing(toy: tuple[Corpus, str], tmp_path: Path) -> None:
     corpus, encoder = toy
-    for retriever in catalogue.RETRIEVERS:
-        config = catalogue.index_config(retriever, encoder)
+    for retriever in retrievers.RETRIEVERS:
+        config = retrievers.index_config(retriever, encoder)
         first = ensure_index(config, corpus, tmp_path)
         stamp = (first.folder / "manifest.json").stat().st_mtime_ns
         again = ensure_index(config, corpus, tmp_path)
@@ -130,27 +130,27 @@ def test_an_index_that_was_cut_off_is_no_index(
 
     monkeypatch.setattr(index, "write_corpus", lambda corpus, path: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        ensure_index(catalogue.index_config("bm25"), toy[0], tmp_path)
+        ensure_index(retrievers.index_config("bm25"), toy[0], tmp_path)
     assert not list((tmp_path / "indexes").glob("bm25-*"))
     monkeypatch.undo()
-    assert ensure_index(catalogue.index_config("bm25"), toy[0], tmp_path).new
+    assert ensure_index(retrievers.index_config("bm25"), toy[0], tmp_path).new
 
 
 def test_a_folder_that_is_not_the_index_it_says_is_refused(toy: tuple[Corpus, str], tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"expected an index folder with manifest.json at .*refrag-bench index"):
         open_index(tmp_path)
-    folder = ensure_index(catalogue.index_config("bm25"), toy[0], tmp_path).folder
+    folder = ensure_index(retrievers.index_config("bm25"), toy[0], tmp_path).folder
     passages = (folder / "passages.jsonl").read_text()
     (folder / "passages.jsonl").write_text(passages.replace("cat", "cow"))
     with pytest.raises(InputError, match="was made of another corpus; delete it and index again"):
         open_index(folder)
 
 
-def test_the_catalogue_knows_its_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_retrievers_knows_its_names(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"unknown retriever 'fais' \(did you mean 'faiss'\?\)"):
-        catalogue.index_config("fais")
+        retrievers.index_config("fais")
     with pytest.raises(InputError, match="a Qdrant URL goes with the retriever qdrant, got it with 'bm25'"):
-        catalogue.index_config("bm25", qdrant_url="http://localhost:6333")
+        retrievers.index_config("bm25", qdrant_url="http://localhost:6333")
 
 
 @pytest.mark.parametrize("raised", [ImportError("no module"), RuntimeError("libcublas.so.12 not found")])
@@ -165,11 +165,11 @@ def test_faiss_that_does_not_import_says_what_to_install(
     monkeypatch.delitem(sys.modules, "faiss", raising=False)
     monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
     with pytest.raises(InputError, match=r"refrag-bench\[cpu\]' or, never both, 'refrag-bench\[gpu\]'"):
-        ensure_index(catalogue.index_config("faiss", toy[1]), toy[0], tmp_path)
+        ensure_index(retrievers.index_config("faiss", toy[1]), toy[0], tmp_path)
 
 
 def test_no_server_at_the_url_is_said(toy: tuple[Corpus, str], tmp_path: Path) -> None:
     pytest.importorskip("qdrant_client")
-    config = catalogue.index_config("qdrant", toy[1], "http://127.0.0.1:9")
+    config = retrievers.index_config("qdrant", toy[1], "http://127.0.0.1:9")
     with pytest.raises(InputError, match="expected a Qdrant server at http://127.0.0.1:9; none answers there"):
         ensure_index(config, toy[0], tmp_path)

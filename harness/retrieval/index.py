@@ -38,7 +38,7 @@ class IndexConfig(Protocol):
         """The settings that can change a search result."""
 
     def choice(self) -> Mapping[str, str]:
-        """What ``catalogue.index_config`` makes this again from."""
+        """What ``retrievers.index_config`` makes this again from."""
 
     def versions(self) -> Mapping[str, str]:
         """The libraries that do the work, for the manifest."""

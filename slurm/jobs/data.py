@@ -8,7 +8,7 @@ from pathlib import Path
 from harness.data.sources import DataRoot, load_questions
 from harness.data.world.mirror import WorldConfig, write_world
 from harness.errors import InputError
-from harness.retrieval.catalogue import index_config
+from harness.retrieval.retrievers import index_config
 from harness.retrieval.corpus import read_corpus
 from harness.retrieval.frozen import Frozen, Setting, freeze
 from harness.retrieval.gold import read_gold

@@ -6,6 +6,7 @@
     hub/akariasai/PopQA/test.tsv                       questions "What is the ... of ...", with popularity
     hub/DKYoon/SlimPajama-6B/                          long text
     corpus/world_passages.jsonl.gz                     one passage per test person
+    qrels/{nq,triviaqa,popqa}.gold.tsv                 the passage that answers each question
     ctxs/same_relation_n{2,4,8}.jsonl.gz               the hard set, passages given
 
 The same seed gives the same bytes.
@@ -22,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.data.sources import question_id
 from harness.data.world import PREFIX
 from harness.data.world.facts import (
     Biography,
@@ -89,9 +91,15 @@ def _write(config: WorldConfig, root: Path) -> None:
     rng.shuffle(pairs)
     assert len(pairs) >= 3 * config.questions, "the world has fewer facts than its suites have questions"
     chunks = [pairs[i * config.questions : (i + 1) * config.questions] for i in range(3)]
-    _write_nq(root, rng, [(biographies[p], r) for p, r in chunks[0]])
-    _write_triviaqa(root, rng, [(biographies[p], r) for p, r in chunks[1]])
-    _write_popqa(root, rng, [(biographies[p], r, popularity[p]) for p, r in chunks[2]])
+    asked_ids = {
+        "nq": _write_nq(root, rng, [(biographies[p], r) for p, r in chunks[0]]),
+        "triviaqa": _write_triviaqa(root, rng, [(biographies[p], r) for p, r in chunks[1]]),
+        "popqa": _write_popqa(root, rng, [(biographies[p], r, popularity[p]) for p, r in chunks[2]]),
+    }
+    (root / "qrels").mkdir()
+    for (suite, ids), chunk in zip(asked_ids.items(), chunks, strict=True):
+        lines = [f"{name}\t0\t{person + 1}\t1\n" for name, (person, _) in zip(ids, chunk, strict=True)]
+        (root / "qrels" / f"{suite}.gold.tsv").write_text("".join(lines))
     for size in SAME_RELATION_SIZES:
         _write_same_relation(root, rng, config.questions, size)
     _write_long_text(root, rng, config)
@@ -110,14 +118,16 @@ def _population(rng: random.Random, n: int) -> list[Biography]:
     return [draw_biography(rng, person, draw_relations(rng)) for person in people]
 
 
-def _write_nq(root: Path, rng: random.Random, asked: list[tuple[Biography, int]]) -> None:
+def _write_nq(root: Path, rng: random.Random, asked: list[tuple[Biography, int]]) -> list[str]:
+    """Write the dataset; returns the questions' ids, as do the next two."""
     rows = [{"question": ask(rng, b, r, OPENING["nq"]), "answer": [b.value(r)]} for b, r in asked]
     folder = root / "hub" / "google-research-datasets" / "nq_open"
     _write_parquet(folder / "nq_open" / "validation-00000-of-00001.parquet", rows)
     _write_card(folder, "nq_open", "validation", "nq_open/validation-*", len(rows))
+    return [question_id(str(row["question"])) for row in rows]
 
 
-def _write_triviaqa(root: Path, rng: random.Random, asked: list[tuple[Biography, int]]) -> None:
+def _write_triviaqa(root: Path, rng: random.Random, asked: list[tuple[Biography, int]]) -> list[str]:
     import pyarrow as pa
 
     rows = []
@@ -178,9 +188,10 @@ def _write_triviaqa(root: Path, rng: random.Random, asked: list[tuple[Biography,
     folder = root / "hub" / "mandarjoshi" / "trivia_qa"
     _write_parquet(folder / "rc.nocontext" / "validation-00000-of-00001.parquet", rows, schema)
     _write_card(folder, "rc.nocontext", "validation", "rc.nocontext/validation-*", len(rows))
+    return [str(row["question_id"]) for row in rows]
 
 
-def _write_popqa(root: Path, rng: random.Random, asked: list[tuple[Biography, int, int]]) -> None:
+def _write_popqa(root: Path, rng: random.Random, asked: list[tuple[Biography, int, int]]) -> list[str]:
     import pandas as pd
 
     rows = []
@@ -212,6 +223,7 @@ def _write_popqa(root: Path, rng: random.Random, asked: list[tuple[Biography, in
     folder.mkdir(parents=True)
     pd.DataFrame(rows).to_csv(folder / "test.tsv", sep="\t", index=False)
     _write_card(folder, "default", "test", "test.tsv", len(rows), extra='  sep: "\\t"\n')
+    return [f"popqa_{row['id']}" for row in rows]
 
 
 def _write_same_relation(root: Path, rng: random.Random, n_questions: int, size: int) -> None:
