@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -56,7 +57,8 @@ class StandardRAG:
                 )
 
     def encode(self, passages: Sequence[Sequence[Passage]]) -> list[list[Block]]:
-        return [self.template.passage_ids(self.tokenizer, row) for row in passages]
+        blocks = iter(self.template.passage_ids(self.tokenizer, [passage for row in passages for passage in row]))
+        return [list(islice(blocks, len(row))) for row in passages]
 
     def generate(
         self, questions: Sequence[str], context: list[list[Block]], *, max_new_tokens: int

@@ -67,8 +67,8 @@ class Template:
 def _tag(tokenizer: PreTrainedTokenizerBase, tag: str) -> list[int]:
     if not tag:
         return []
-    token = tokenizer.get_vocab().get(tag)
-    if token is None:
+    token = tokenizer.convert_tokens_to_ids(tag)
+    if token is None or token == tokenizer.unk_token_id:
         raise unknown(
             "tag of this decoder's tokenizer (choose another prompt template)", tag, tokenizer.all_special_tokens
         )

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -90,13 +90,13 @@ class RunSpec:
 class RunRecord:
     """The result of a run.
 
-    ``experiment`` groups records into one table and ``notes`` are what its readers must know; neither is part of the
-    run's identity.
+    ``experiments`` are the tables that it belongs to and ``notes`` what their readers must know; neither is part of
+    the run's identity.
     """
 
     run_id: str
-    experiment: str
-    notes: tuple[str, ...]
+    experiments: Sequence[str]
+    notes: Sequence[str]
     spec: Mapping[str, Any]
     metrics: Mapping[str, Any]
     n_examples: int

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,7 @@ def evaluate(
     """
     folder = spec.folder(runs)
     if (folder / "record.json").exists():
-        return RunRecord.read(folder)
+        return _join(RunRecord.read(folder), experiment, folder)
     examples = list(suite.examples())
     if not examples:
         raise InputError(f"suite {suite.name} has no examples (limit {spec.suite.limit})")
@@ -74,7 +75,7 @@ def evaluate(
 
     record = RunRecord(
         run_id=spec.run_id,
-        experiment=experiment,
+        experiments=[experiment],
         notes=notes,
         spec=plain(spec),
         metrics=summarise(rows),
@@ -85,6 +86,14 @@ def evaluate(
         provenance=provenance.collect(str(device)),
     )
     record.write(folder)
+    return record
+
+
+def _join(record: RunRecord, experiment: str, folder: Path) -> RunRecord:
+    """A finished run, as a member of ``experiment`` too."""
+    if experiment not in record.experiments:
+        record = replace(record, experiments=[*record.experiments, experiment])
+        record.write(folder)
     return record
 
 
@@ -131,7 +140,7 @@ def _times(timed: timing.Timed[Any]) -> dict[str, Any]:
 
 
 def _summarise_times(path: Path) -> dict[str, Any]:
-    """Over all batches but the first of each start, which pays for warming up. A torn line is passed over."""
+    """Over all batches but the first, which pays for warming up. A torn line is passed over."""
     batches = []
     for line in path.read_text().splitlines():
         try:

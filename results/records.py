@@ -41,7 +41,7 @@ class Record:
 
     path: Path
     run_id: str
-    experiment: str
+    experiments: tuple[str, ...]
     notes: tuple[str, ...]
     suite: str
     root: str
@@ -98,7 +98,9 @@ def _record(path: Path, document: Mapping[str, Any]) -> Record:
     return Record(
         path=path,
         run_id=_typed(document["run_id"], str, "run_id"),
-        experiment=_file_name(document["experiment"], "experiment"),
+        experiments=tuple(
+            _file_name(name, "experiments") for name in _typed(document["experiments"], list, "experiments")
+        ),
         notes=tuple(_typed(note, str, "notes") for note in _typed(document.get("notes", []), list, "notes")),
         suite=_typed(suite["name"], str, "spec.suite.name"),
         root=_typed(suite["root"], str, "spec.suite.root"),

@@ -102,7 +102,7 @@ class Table:
 
 def experiments(records: Iterable[Record]) -> list[str]:
     """The experiments that an accuracy table can be drawn of: those with a record of a question-answering suite."""
-    return sorted({record.experiment for record in records if record.suite in QA_SUITES})
+    return sorted({name for record in records if record.suite in QA_SUITES for name in record.experiments})
 
 
 def build_table(records: Sequence[Record], *, experiment: str, metric: str = "em") -> Table:
@@ -114,7 +114,7 @@ def build_table(records: Sequence[Record], *, experiment: str, metric: str = "em
     """
     if experiment not in (known := experiments(records)):
         raise unknown("experiment", experiment, known)
-    ours = sorted((record for record in records if record.experiment == experiment), key=lambda record: record.path)
+    ours = sorted((record for record in records if experiment in record.experiments), key=lambda record: record.path)
     answered = [record for record in ours if record.suite in QA_SUITES]
     _refuse_mixed_metric_versions(answered)
     scored = {name for record in answered for name in record.metrics} - {CHANCE}

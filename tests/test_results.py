@@ -34,7 +34,7 @@ METRICS = {
 DOCUMENT: dict[str, Any] = {
     "schema_version": 1,
     "run_id": "",
-    "experiment": "tiny",
+    "experiments": ["tiny"],
     "notes": [],
     "spec": {
         "suite": {
@@ -109,7 +109,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     path = write_record(tmp_path, "a" * 16)
     (record,) = read_records([tmp_path])
-    assert (record.path, record.run_id, record.experiment) == (path.resolve(), "a" * 16, "tiny")
+    assert (record.path, record.run_id, record.experiments) == (path.resolve(), "a" * 16, ("tiny",))
     assert (record.suite, record.root, record.system, record.passages) == ("nq", "world-0", "standard_rag", 8)
     em = record.metrics["em"]
     assert {"mean": em.mean, "low": em.low, "high": em.high, "n": em.n, "method": em.method} == METRICS["em"]
@@ -162,7 +162,7 @@ def test_no_records_is_an_error_that_says_how_to_make_some(tmp_path: Path, made:
         (lambda text: text.replace('"n_errors"', '"n_faults"'), "'n_errors' is missing"),
         (lambda text: text.replace('"passages": 8', '"passages": -1'), "spec.passages: expected a count, got -1"),
         (lambda text: text.replace('"passages": 8', '"passages": true'), "spec.passages: True is of type bool"),
-        (lambda text: text.replace('"tiny"', '"../tiny"'), "experiment: expected letters"),
+        (lambda text: text.replace('"tiny"', '"../tiny"'), "experiments: expected letters"),
     ],
 )
 def test_a_damaged_record_is_named(tmp_path: Path, damage: Any, message: str) -> None:
@@ -450,7 +450,7 @@ def test_tables_of_another_metric_do_not_overwrite_those_of_em(runs: Path, tmp_p
 def test_tables_json_is_one_list_over_all_experiments(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_record(runs, "e" * 16, experiment="mini")
+    write_record(runs, "e" * 16, experiments=["mini"])
     monkeypatch.chdir(tmp_path)
     tables_cli("--records", runs, "--out", "out", "--json")
     cells = json.loads(capsys.readouterr().out)

@@ -53,6 +53,15 @@ def test_done_is_done(tmp_path: Path) -> None:
     assert system.batches == []
 
 
+def test_a_finished_run_can_join_another_experiment(tmp_path: Path) -> None:
+    run(tmp_path)
+    system = EchoSystem()
+    record = evaluate(spec(), ListSuite(questions(10)), system, tmp_path, experiment="other", device=CPU)
+    assert record.experiments == ["test", "other"]
+    assert RunRecord.read(spec().folder(tmp_path)) == json_round_trip(record)
+    assert system.batches == []
+
+
 @pytest.mark.parametrize("rows", range(11))
 @pytest.mark.parametrize("torn", [b"", b'{"run_id": "abc', b"\x00\x00", b"{}"])
 def test_goes_on_where_the_journal_ends(tmp_path: Path, rows: int, torn: bytes) -> None:

@@ -11,7 +11,7 @@ from tiny_encoder import WORDS, write_tiny_encoder
 
 from harness.errors import InputError
 from harness.protocol import Passage
-from harness.retrieval import retrievers, embed, open_index
+from harness.retrieval import embed, open_index, retrievers
 from harness.retrieval.corpus import Corpus
 from harness.retrieval.index import ensure_index
 

@@ -74,9 +74,9 @@ def run(args: argparse.Namespace) -> int:
 def ensure(args: argparse.Namespace, root: DataRoot) -> Index:
     """The index that the arguments name, made now unless it is there already."""
     from harness.errors import InputError
-    from harness.retrieval.retrievers import index_config
     from harness.retrieval.corpus import read_corpus
     from harness.retrieval.index import ensure_index
+    from harness.retrieval.retrievers import index_config
 
     config = index_config(args.retriever, args.encoder, args.qdrant_url)
     corpus = args.corpus or root.file("corpus")

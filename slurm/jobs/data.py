@@ -8,11 +8,11 @@ from pathlib import Path
 from harness.data.sources import DataRoot, load_questions
 from harness.data.world.mirror import WorldConfig, write_world
 from harness.errors import InputError
-from harness.retrieval.retrievers import index_config
 from harness.retrieval.corpus import read_corpus
 from harness.retrieval.frozen import Frozen, Setting, freeze
 from harness.retrieval.gold import read_gold
 from harness.retrieval.index import ensure_index
+from harness.retrieval.retrievers import index_config
 from slurm.jobs import Progress
 
 STRONG = Setting()

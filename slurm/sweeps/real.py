@@ -24,7 +24,6 @@ SUITES = ("nq", "popqa", "triviaqa")
 RETRIEVERS = ("bm25", "faiss", "qdrant")
 PASSAGES = (0, 1, 4)
 READ_FROM = "bm25"
-QUESTIONS = 100  # per suite, unless --limit says otherwise: bytes make long prompts for the tiny decoder
 
 
 def real(
@@ -50,7 +49,7 @@ def real(
             passages=n,
             data=data,
             retrieval=read_from[suite] if n else None,
-            limit=QUESTIONS if limit is None else limit,
+            limit=limit,
             max_new_tokens=16,
             device=device,
             experiment=NAME,
