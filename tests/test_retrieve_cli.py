@@ -65,7 +65,7 @@ def test_bm25_answers_the_world(world_root: Path, tmp_path: Path, capsys: pytest
     found = json.loads(capsys.readouterr().out)
     assert found["hit@5"] > 0.9
     assert found["new"]
-    assert "recall@1" not in found, "the world has no qrels"
+    assert (found["recall@1"], found["recall_n"], found["gold_unmatched"]) == (found["hit@1"], found["n"], 0)
 
 
 def test_text_output_is_in_percent_and_says_when_nothing_was_done(
@@ -76,7 +76,8 @@ def test_text_output_is_in_percent_and_says_when_nothing_was_done(
     first = capsys.readouterr().out
     call(retrieve, *arguments)
     assert "popqa (world-0): bm25, strong, k=5, n=30\n" in first
-    assert "hit@20 -\nfrozen: " in first
+    assert "hit@20 -\nrecall@1 " in first
+    assert "\nfrozen: " in first
     assert capsys.readouterr().out == first.replace("\nfrozen: ", "\nalready frozen: ")
 
 
