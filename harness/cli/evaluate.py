@@ -25,20 +25,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = DESCRIPTION, EPILOG
     parser.add_argument("--system", required=True, help="standard_rag")
     parser.add_argument("--suite", required=True, help="nq, triviaqa, popqa; same_relation (synthetic world only)")
-    parser.add_argument("--checkpoint", required=True, help="decoder: a local folder or a Hub id")
+    add_decoder_arguments(parser)
     parser.add_argument("--passages", type=int, default=0, metavar="N", help="passages per question; 0 is closed-book")
     parser.add_argument("--retrieval", type=Path, metavar="FILE", help="frozen retrieval to take the passages from")
     parser.add_argument("--data", type=Path, metavar="DIR", help="data root (default: REFRAG_DATA, else the Hub)")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N questions")
-    parser.add_argument("--max-new-tokens", type=int, default=16, metavar="N", help="longest answer (16)")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="questions per batch (8)")
-    parser.add_argument("--template", help="prompt template: text, tagged (default: the checkpoint's own, else text)")
-    parser.add_argument("--dtype", default="float32", help="float32 (default), bfloat16, float16")
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--experiment", default="adhoc", metavar="NAME", help="the table that the record joins (adhoc)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs lie (runs)")
     parser.add_argument("--json", action="store_true", help="print the record as JSON")
+
+
+def add_decoder_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which decoder answers, and how: shared with ``generate``."""
+    parser.add_argument("--checkpoint", required=True, help="decoder: a local folder or a Hub id")
+    parser.add_argument("--max-new-tokens", type=int, default=16, metavar="N", help="longest answer (16)")
+    parser.add_argument("--template", help="prompt template: text, tagged (default: the checkpoint's own, else text)")
+    parser.add_argument("--dtype", default="float32", help="float32 (default), bfloat16, float16")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
 
 
 def run(args: argparse.Namespace) -> int:

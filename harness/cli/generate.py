@@ -6,6 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
+from harness.cli.evaluate import add_decoder_arguments
+
 HELP = "answer one question, closed-book or over passages found in an index"
 
 DESCRIPTION = """\
@@ -22,13 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = DESCRIPTION, EPILOG
     parser.add_argument("question", metavar="QUESTION")
     parser.add_argument("--system", default="standard_rag", help="standard_rag (default)")
-    parser.add_argument("--checkpoint", required=True, help="decoder: a local folder or a Hub id")
+    add_decoder_arguments(parser)
     parser.add_argument("--index", type=Path, metavar="DIR", help="index folder to retrieve from")
     parser.add_argument("--passages", type=int, default=4, metavar="N", help="passages to read (4)")
-    parser.add_argument("--max-new-tokens", type=int, default=16, metavar="N", help="longest answer (16)")
-    parser.add_argument("--template", help="prompt template: text, tagged (default: the checkpoint's own, else text)")
-    parser.add_argument("--dtype", default="float32", help="float32 (default), bfloat16, float16")
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--json", action="store_true", help="print question, passages, answer and times as JSON")
 
 
