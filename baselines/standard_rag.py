@@ -25,10 +25,13 @@ Block = list[int]
 
 @dataclass(frozen=True, kw_only=True)
 class StandardRAGConfig:
-    """``template`` is the prompt template that the decoder knows; ``max_prompt_tokens`` None means its full window."""
+    """``template`` is the prompt template that the decoder knows.
+
+    ``max_positions`` bounds prompt and answer together; None means the decoder's own window.
+    """
 
     template: str = "text"
-    max_prompt_tokens: int | None = None
+    max_positions: int | None = None
 
     def build(self, decoder: Decoder) -> StandardRAG:
         return StandardRAG(self, decoder)
@@ -40,7 +43,7 @@ class StandardRAG:
     def __init__(self, config: StandardRAGConfig, decoder: Decoder) -> None:
         self.tokenizer = decoder.tokenizer
         self.template = prompts.template(config.template)
-        self.window = config.max_prompt_tokens or decoder.model.config.max_position_embeddings
+        self.window = config.max_positions or decoder.model.config.max_position_embeddings
         self.llama = Llama(decoder.model)
         self.stop_ids = self.template.stop_ids(self.tokenizer)
         pad = self.tokenizer.pad_token_id

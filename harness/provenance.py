@@ -22,7 +22,7 @@ def collect(device: str) -> dict[str, Any]:
 
     return {
         "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no", "--", ".", *CODE)),
+        "dirty": _dirty(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "packages": _versions(),
@@ -36,9 +36,20 @@ def collect(device: str) -> dict[str, Any]:
     }
 
 
+def _dirty() -> bool | None:
+    """Whether tracked code differs from the commit; None where that cannot be known."""
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", *CODE)
+    return None if changed is None else bool(changed)
+
+
 def _git(*arguments: str) -> str | None:
-    """What git says of the project, or None outside a checkout (an installed wheel)."""
-    done = subprocess.run(["git", "-C", str(PROJECT), *arguments], capture_output=True, text=True, check=False)
+    """What git says of the project; None without git or outside the project's own checkout (an installed wheel)."""
+    if not (PROJECT / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(["git", "-C", str(PROJECT), *arguments], capture_output=True, text=True, check=False)
+    except OSError:
+        return None
     return done.stdout.strip() if done.returncode == 0 else None
 
 

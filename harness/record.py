@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,6 +87,13 @@ class RunSpec:
         return runs / self.suite.name / self.system.name / self.run_id
 
 
+def experiment_name(name: str) -> str:
+    """``name`` if tables and figures can be named after it. Raises ``InputError`` otherwise."""
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise InputError(f"expected an experiment name of letters, digits, dot, hyphen and underscore, got {name!r}")
+    return name
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """The result of a run.
@@ -110,12 +118,15 @@ class RunRecord:
     def read(cls, folder: Path) -> Self:
         """The record in ``folder``. Raises ``InputError`` where it is of another schema."""
         path = folder / "record.json"
-        document = json.loads(path.read_text(encoding="utf-8"))
-        if document.get("schema_version") != SCHEMA_VERSION:
-            raise InputError(
-                f"{path}: expected schema_version {SCHEMA_VERSION}, got {document.get('schema_version')!r}"
-            )
-        return cls(**document)
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            version = document["schema_version"]
+            record = cls(**document)
+        except (ValueError, TypeError, KeyError, IsADirectoryError) as error:
+            raise InputError(f"{path} is damaged; move its folder away to run again") from error
+        if version != SCHEMA_VERSION:
+            raise InputError(f"{path}: expected schema_version {SCHEMA_VERSION}, got {version!r}")
+        return record
 
     def write(self, folder: Path) -> None:
         write_atomically(folder / "record.json", json.dumps(plain(self), indent=1, ensure_ascii=False) + "\n")

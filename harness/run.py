@@ -61,14 +61,17 @@ def evaluate(
         Journal(folder / "predictions.jsonl", spec.run_id) as journal,
         (folder / "timings.jsonl").open("ab", buffering=0) as times,
     ):
+        warm = False  # the first batch of every start pays for warming up and is not timed
         for start in range(0, len(examples), spec.decode.batch_size):
             batch = examples[start : start + spec.decode.batch_size]
             if start + len(batch) <= len(journal.rows):
                 continue
             rows, timed = _run_batch(system, suite, batch, spec.decode.max_new_tokens, device)
             journal.append(rows[max(0, len(journal.rows) - start) :])
-            if timed:
-                append(times, (json.dumps(_times(timed)) + "\n").encode())
+            if timed and warm:
+                # The newline in front closes a line that a killed writer may have torn.
+                append(times, ("\n" + json.dumps(_times(timed)) + "\n").encode())
+            warm = True
             if progress:
                 progress(len(journal.rows), len(examples))
         rows = journal.rows
@@ -140,14 +143,13 @@ def _times(timed: timing.Timed[Any]) -> dict[str, Any]:
 
 
 def _summarise_times(path: Path) -> dict[str, Any]:
-    """Over all batches but the first, which pays for warming up. A torn line is passed over."""
+    """Over all timed batches; a torn line is passed over."""
     batches = []
     for line in path.read_text().splitlines():
         try:
             batches.append(json.loads(line))
         except ValueError:
             continue
-    batches = batches[1:] or batches
     return {
         "ttft_s": timing.summary([b["ttft_s"] for b in batches]),
         "ttft_with_encode_s": timing.summary([b["ttft_with_encode_s"] for b in batches]),

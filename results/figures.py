@@ -47,7 +47,7 @@ def draw_figure(table: Table) -> dict[str, bytes]:
         panels: list[Axes] = list(figure.subplots(1, len(table.columns), sharey=True, squeeze=False)[0])
         for panel, column in zip(panels, table.columns, strict=True):
             _draw_panel(panel, column, [cell for cell in table.cells if cell.column == column], names)
-        panels[0].set_ylabel(f"{METRICS.get(table.metric, table.metric)} (%)")
+        panels[0].set_ylabel(f"{METRICS[table.metric]} (%)")
         panels[0].set_ylim(0, 100 * 1.06 * _highest(table))
         entries = dict(reversed([entry for panel in panels for entry in _legend_entries(panel)]))
         figure.legend(

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
-from results.records import Metric, Record
+from harness.statistics import Interval
+from results.records import Record
 from results.tables import Cell, Row, Table
 
 _TEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
@@ -93,6 +95,7 @@ def long_form(table: Table, folder: Path) -> list[dict[str, str | int | float | 
             "system": cell.row.system,
             "variant": cell.row.variant,
             "passages": cell.row.passages,
+            "passages_read": cell.passages_read,
             "metric": table.metric,
             "status": cell.status,
             "mean": cell.score.mean if cell.score else None,
@@ -137,17 +140,23 @@ def _latex_cell(cell: Cell, folder: Path) -> str:
     return rf"\begin{{tabular}}[t]{{@{{}}l@{{}}}}{score}\\ {remarks}\end{{tabular}}"
 
 
-def _remarks(cell: Cell, score: Metric, record: Record) -> str:
+def _remarks(cell: Cell, score: Interval, record: Record) -> str:
     chance = [f"chance {_percent(cell.chance.mean)}"] if cell.chance else []
+    read = [_read(cell.passages_read, cell.row)] if cell.passages_read is not None and cell.truncated else []
     errors = [_errors(record)] if record.n_errors else []
-    return ", ".join([*chance, f"n {score.n}", *errors])
+    return ", ".join([*chance, f"n {score.n}", *read, *errors])
+
+
+def _read(passages: float, row: Row) -> str:
+    # Rounded down: what was left out never rounds to nothing.
+    return f"read {math.floor(10 * passages) / 10:.1f} of {row.passages}"
 
 
 def _errors(record: Record) -> str:
     return f"{record.n_errors} error" + ("" if record.n_errors == 1 else "s")
 
 
-def _interval(metric: Metric) -> str:
+def _interval(metric: Interval) -> str:
     return f"[{_percent(metric.low)}, {_percent(metric.high)}]"
 
 

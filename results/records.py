@@ -8,35 +8,25 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.errors import InputError
-from harness.record import SCHEMA_VERSION
+from harness.record import SCHEMA_VERSION, experiment_name
+from harness.statistics import Interval
 
 HOW_TO_MAKE_RECORDS = "make some with `refrag-bench run tiny`"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Metric:
-    """A mean over ``n`` scored examples (a fraction, not percent) with its 95 % interval and how that was made."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
-    method: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
     """One finished run. ``path`` is its ``record.json``; ``root`` names the data root that the suite was read from.
 
-    ``n_errors`` of the ``n_examples`` raised and were not scored: they are in no metric's ``n``. ``notes`` are what a
-    reader of its numbers must know.
+    ``metrics`` hold scores as fractions, not percent, and beside them what answering used, as counts. ``n_errors`` of
+    the ``n_examples`` raised and were not scored: they are in no metric's ``n``. ``notes`` are what a reader of its
+    numbers must know.
     """
 
     path: Path
@@ -49,7 +39,7 @@ class Record:
     passages: int
     metric_version: int
     spec: Mapping[str, Any]
-    metrics: Mapping[str, Metric]
+    metrics: Mapping[str, Interval]
     n_examples: int
     n_errors: int
     n_empty_golds: int
@@ -76,6 +66,8 @@ def read_record(path: Path) -> Record:
     """The record in ``path``. Raises ``InputError`` naming the file if it is damaged or of another schema."""
     try:
         document = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+    except IsADirectoryError:
+        raise InputError(f"{path}: expected a record, got a folder") from None
     except ValueError as error:
         raise InputError(f"{path}: not a record, the JSON is damaged ({error})") from None
     version = document.get("schema_version") if isinstance(document, dict) else None
@@ -86,7 +78,7 @@ def read_record(path: Path) -> Record:
         )
     try:
         return _record(path, document)
-    except (KeyError, TypeError, ValueError) as error:
+    except (InputError, KeyError, TypeError, ValueError) as error:
         problem = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise InputError(f"{path}: not a whole record, {problem}") from None
 
@@ -99,7 +91,8 @@ def _record(path: Path, document: Mapping[str, Any]) -> Record:
         path=path,
         run_id=_typed(document["run_id"], str, "run_id"),
         experiments=tuple(
-            _file_name(name, "experiments") for name in _typed(document["experiments"], list, "experiments")
+            experiment_name(_typed(name, str, "experiments"))
+            for name in _typed(document["experiments"], list, "experiments")
         ),
         notes=tuple(_typed(note, str, "notes") for note in _typed(document.get("notes", []), list, "notes")),
         suite=_typed(suite["name"], str, "spec.suite.name"),
@@ -116,12 +109,12 @@ def _record(path: Path, document: Mapping[str, Any]) -> Record:
     )
 
 
-def _metric(metric: Any, name: str) -> Metric:
+def _metric(metric: Any, name: str) -> Interval:
     fields = _typed(metric, dict, name)
     mean, low, high = (float(_typed(fields[key], (int, float), f"{name}.{key}")) for key in ("mean", "low", "high"))
     if not all(map(math.isfinite, (mean, low, high))):
         raise ValueError(f"{name}: expected finite numbers, got {mean} [{low}, {high}]")
-    return Metric(
+    return Interval(
         mean=mean,
         low=low,
         high=high,
@@ -134,13 +127,6 @@ def _count(value: Any, name: str) -> int:
     if _typed(value, int, name) < 0:
         raise ValueError(f"{name}: expected a count, got {value}")
     return int(value)
-
-
-def _file_name(value: Any, name: str) -> str:
-    # Tables and figures are named after it.
-    if not re.fullmatch(r"\w[\w.-]*", _typed(value, str, name)):
-        raise ValueError(f"{name}: expected letters, digits, dot, hyphen and underscore, got {value!r}")
-    return str(value)
 
 
 def _typed(value: Any, kind: type | tuple[type, ...], name: str) -> Any:

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.errors import InputError, unknown
-from results.records import Metric, Record
+from harness.statistics import Interval
+from results.records import Record
 from results.variants import flat, variants
 
 QA_SUITES = {"nq": "NQ", "triviaqa": "TriviaQA", "popqa": "PopQA", "same_relation": "Same relation"}
@@ -33,8 +34,9 @@ METRICS = {
     "sub_em": "normalised substring match",
     "acc_popqa": "accuracy, PopQA dialect",
     "match_selfrag": "raw substring match, Self-RAG dialect",
+    "has_answer_dpr": "token subsequence match, DPR dialect",
 }
-CHANCE = "chance"
+CHANCE, PASSAGES_READ = "chance", "passages_read"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,14 +76,25 @@ class Cell:
     row: Row
     column: Column
     record: Record | None
-    score: Metric | None
-    chance: Metric | None
+    score: Interval | None
+    chance: Interval | None
 
     @property
     def status(self) -> str:
         if self.record is None:
             return "not run"
         return "measured" if self.score else "not scored"
+
+    @property
+    def passages_read(self) -> float | None:
+        """The mean number of passages that the system read, None where its record does not tell."""
+        read = self.record.metrics.get(PASSAGES_READ) if self.record else None
+        return read.mean if read else None
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the system read fewer passages than the row says."""
+        return self.passages_read is not None and self.passages_read < self.row.passages
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,7 +110,7 @@ class Table:
 
     @property
     def title(self) -> str:
-        return f"{self.experiment}: {METRICS.get(self.metric, self.metric)} (%)"
+        return f"{self.experiment}: {METRICS[self.metric]} (%)"
 
 
 def experiments(records: Iterable[Record]) -> list[str]:
@@ -106,7 +119,7 @@ def experiments(records: Iterable[Record]) -> list[str]:
 
 
 def build_table(records: Sequence[Record], *, experiment: str, metric: str = "em") -> Table:
-    """The accuracy table of ``experiment``, showing ``metric``.
+    """The accuracy table of ``experiment``, showing ``metric``, one of ``METRICS``.
 
     Runs that would share a cell get a row each where their settings tell them apart. Raises ``InputError`` naming both
     records where nothing does, on records of different metric versions, and on an experiment or a metric that no record
@@ -117,9 +130,10 @@ def build_table(records: Sequence[Record], *, experiment: str, metric: str = "em
     ours = sorted((record for record in records if experiment in record.experiments), key=lambda record: record.path)
     answered = [record for record in ours if record.suite in QA_SUITES]
     _refuse_mixed_metric_versions(answered)
-    scored = {name for record in answered for name in record.metrics} - {CHANCE}
-    if scored and metric not in scored:  # Where every example of every run raised, the table has to say so.
-        raise unknown(f"metric of experiment {experiment!r}:", metric, scored)
+    scored = {name for record in answered for name in record.metrics if name in METRICS}
+    # Where every example of every run raised, any metric will do: the table has to say so.
+    if metric not in (valid := scored or METRICS):
+        raise unknown(f"metric of experiment {experiment!r}:", metric, valid)
 
     names = variants(answered)
     placed: dict[tuple[Row, Column], Record] = {}
@@ -154,7 +168,7 @@ def _refuse_mixed_metric_versions(records: Sequence[Record]) -> None:
 
 
 def _cell(row: Row, column: Column, record: Record | None, metric: str) -> Cell:
-    metrics: Mapping[str, Metric] = record.metrics if record else {}
+    metrics: Mapping[str, Interval] = record.metrics if record else {}
     return Cell(row=row, column=column, record=record, score=metrics.get(metric), chance=metrics.get(CHANCE))
 
 
@@ -176,12 +190,19 @@ def _conditions(cells: Sequence[Cell], metric: str) -> list[str]:
     """What the numbers depend on, in words. A condition that varies is listed with the rows or columns it holds for."""
     ran = [(cell, cell.record) for cell in cells if cell.record is not None]
     methods = sorted({cell.score.method for cell in cells if cell.score})
-    dialect = METRICS.get(metric, "no description at hand")
     version = ran[0][1].metric_version
-    notes = [f"Metric: {metric} ({dialect}), metric version {version}, over the n examples that were scored."]
+    notes = [f"Metric: {metric} ({METRICS[metric]}), metric version {version}, over the n examples that were scored."]
     notes.append(f"Brackets: the 95 % interval ({', '.join(methods) or 'nothing was scored'}).")
     if any(cell.chance for cell in cells):
-        notes.append("Chance: the exact match of a reader that ignores which entity the question asks about.")
+        notes.append(
+            "Chance: the expected exact match of a reader that finds a value of the asked relation in a passage "
+            "at random, ignoring whose it is."
+        )
+    if any(cell.truncated for cell in cells):
+        notes.append(
+            "Read: the mean number of passages that were read, where not all were; "
+            "whole passages that found no room in the decoder's context were left out."
+        )
     if any(record.n_errors for _, record in ran):
         notes.append("Errors: examples that raised an exception. They count neither as right nor as wrong.")
     if empty := sum(record.n_empty_golds for _, record in ran):

@@ -1,7 +1,8 @@
 """What tells two runs of one system apart, when both would fill the same cell of a table?
 
-Only a setting of the system or of how it was run can (its k, its checkpoint, the seed, the retriever). Other questions
-or other passages under the same name cannot: that is a mistake of whoever put the records together, and is refused.
+Only a setting of the system or of how it was run can (its k, its checkpoint, the seed, the retriever, how many of the
+questions it got). Other questions or other passages under the same name and limit cannot: that is a mistake of whoever
+put the records together, and is refused.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from typing import Any
 from harness.errors import InputError
 from results.records import Record
 
-_WHAT_IS_ASKED = re.compile(r"suite\.|retrieval\.digest$")
+_LIMIT = "suite.limit"
+_SECTION = re.compile(r"^(suite|system(\.config)?)\.")
+_WHAT_IS_ASKED = re.compile(rf"(?!{re.escape(_LIMIT)}$)suite\.|retrieval\.digest$")
 
 
 def variants(records: Sequence[Record]) -> dict[Path, str]:
-    """For every record (by path) the words that tell it from others of its system: ``k=16``, or empty.
+    """For every record (by path) the words that tell it from others of its system: ``k=16``, ``limit=5``, or empty.
 
     Copies of one record may share a cell. Raises ``InputError`` naming two records that share one and cannot be told
     apart.
@@ -39,10 +42,10 @@ def variants(records: Sequence[Record]) -> dict[Path, str]:
 
 
 def _telling_keys(cells: Sequence[Sequence[Record]]) -> list[str]:
-    """The settings that differ between runs sharing a cell; the system's own configuration alone where it suffices."""
+    """Settings that differ between runs sharing a cell; the limit and the configuration alone where they suffice."""
     pairs = _pairs(cells)
     keys = {key for pair in pairs for key in _differing(*pair) if not _WHAT_IS_ASKED.match(key)}
-    own = {key for key in keys if key.startswith("system.config.")}
+    own = {key for key in keys if key == _LIMIT or key.startswith("system.config.")}
     enough = all(own & set(_differing(*pair)) for pair in pairs if pair[0].run_id != pair[1].run_id)
     return sorted(own if enough else keys)
 
@@ -60,9 +63,9 @@ def _pairs(cells: Sequence[Sequence[Record]]) -> list[tuple[Record, Record]]:
 
 def _name(record: Record, keys: Sequence[str]) -> str:
     settings = _settings(record)
-    return ", ".join(
-        f"{key.removeprefix('system.').removeprefix('config.')}={settings[key]}" for key in keys if key in settings
-    )
+    if settings.get(_LIMIT) == "null":  # A run on all questions needs no words.
+        del settings[_LIMIT]
+    return ", ".join(f"{_SECTION.sub('', key)}={settings[key]}" for key in keys if key in settings)
 
 
 def _refuse_unless_copies(first: Record, second: Record) -> None:

@@ -9,7 +9,7 @@ of ``harness.metrics``. On a root of the synthetic world each example also gets 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from harness.data.sources import DataRoot, load_questions
@@ -37,7 +37,7 @@ class QASuite:
     def score(self, example: Example, text: str) -> dict[str, float]:
         scores = score_answer(text, example.answers)
         if is_world(self.spec.root):
-            scores["chance"] = chance(example.passages, example.question)
+            scores["chance"] = chance(example.passages, example.question, example.answers)
         return scores
 
 
@@ -45,10 +45,17 @@ def build(name: str, root: DataRoot, *, passages: int, frozen: Path | None, limi
     """The suite ``name`` with the first ``passages`` of ``frozen`` (None: closed-book) before every question."""
     if passages and frozen is None:
         raise InputError(f"suite {name} with {passages} passages needs a frozen retrieval file (--retrieval FILE)")
+    if frozen is not None and not passages:
+        raise InputError(f"closed-book takes no retrieval file ({frozen}); give the number of passages")
     examples, source = load_questions(name, root, limit=limit)
     retrieval = None
     if passages and frozen is not None:
         manifest, found = read_frozen(frozen)
+        if manifest.source is not None and (manifest.suite, manifest.source) != (name, asdict(source)):
+            raise InputError(
+                f"{frozen} was frozen for {manifest.suite} of {manifest.source['root']} "
+                f"({manifest.source['revision']}); expected {name} of {source.root} ({source.revision})"
+            )
         examples = [replace(example, passages=_first(example, found, passages, frozen)) for example in examples]
         retrieval = RetrievalSpec(retriever=manifest.retriever, setting=manifest.setting, digest=manifest.digest)
     spec = SuiteSpec(

@@ -2,7 +2,7 @@
 
 Protocol. n passages (2, 4 or 8) about n people with the same four relations, the right one at a random place, half
 of the others sharing a name with the person asked about. A reader that finds a value of the right kind but ignores
-whose it is scores 1/n; that line is the metric ``chance``. No retrieval: the passages are part of the suite.
+whose it is scores about 1/n; that line is the metric ``chance``. No retrieval: the passages are part of the suite.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ class SameRelationSuite:
         return self.questions
 
     def score(self, example: Example, text: str) -> dict[str, float]:
-        return score_answer(text, example.answers) | {"chance": chance(example.passages, example.question)}
+        return score_answer(text, example.answers) | {
+            "chance": chance(example.passages, example.question, example.answers)
+        }
 
 
 def build(name: str, root: DataRoot, *, passages: int, frozen: Path | None, limit: int | None) -> SameRelationSuite:
@@ -47,8 +49,11 @@ def build(name: str, root: DataRoot, *, passages: int, frozen: Path | None, limi
     if frozen is not None:
         raise InputError(f"suite {name} brings its own passages; it takes no retrieval file ({frozen})")
     path = root.path / "ctxs" / f"same_relation_n{passages}.jsonl.gz"
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file][:limit]
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            rows = [json.loads(line) for line in file][:limit]
+    except (FileNotFoundError, EOFError, ValueError) as error:
+        raise InputError(f"{path} is missing or damaged; write the world again") from error
     questions = tuple(
         Example(
             id=row["id"],

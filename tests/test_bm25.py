@@ -9,6 +9,7 @@ import pytest
 from conftest import shared_path
 
 from harness.data.sources import DataRoot, load_questions
+from harness.errors import InputError
 from harness.protocol import Hit, Passage
 from harness.retrieval import open_index
 from harness.retrieval.bm25 import BM25Config, analyser
@@ -72,6 +73,11 @@ def test_a_question_of_unknown_words_gets_k_passages_of_score_0(tmp_path: Path) 
         ("0", 0.0),
         ("1", 0.0),
     ]
+
+
+def test_a_corpus_of_stop_words_is_said(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="found only English stop words"):
+        ensure_index(BM25Config(), Corpus.of([Passage(id="0", title="", text="The and of")]), tmp_path)
 
 
 def test_k_beyond_the_corpus_gives_all_of_it(tmp_path: Path) -> None:

@@ -73,8 +73,11 @@ def no_record(runs: Path) -> None:
         (("--template", "tags"), "unknown prompt template 'tags'"),
         (("--passages", "3"), "needs a frozen retrieval file"),
         (("--passages", "-1"), "expected at least 0 passages"),
-        (("--batch-size", "0"), "a batch of 1"),
+        (("--batch-size", "0"), "expected a batch and a limit of at least 1"),
         (("--limit", "0"), "limit of at least 1"),
+        (("--suite", "same_relation", "--passages", "2", "--limit", "-5"), "limit of at least 1"),
+        (("--experiment", "my table"), "expected an experiment name of letters"),
+        (("--retrieval", "some/file.jsonl"), "closed-book takes no retrieval file"),
         (("--suite", "same_relation", "--passages", "3"), "has 2, 4, 8 passages, not 3"),
         (("--data", "no/such/folder"), "no/such/folder"),
         (("--passages", "two"), "invalid int value: 'two'"),
@@ -168,6 +171,40 @@ def test_a_checkpoint_of_another_shape(
     (other / "config.json").unlink()
     assert "expected config.json" in refused(capsys, evaluate(other, world_root, tmp_path / "runs"))
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", "{}"])
+def test_a_checkpoint_with_damaged_provenance(
+    tiny_checkpoint: Path, world_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    other = Path(shutil.copytree(tiny_checkpoint, tmp_path / "other"))
+    (other / "training.json").write_text(damage)
+    assert "training.json is damaged" in refused(capsys, evaluate(other, world_root, tmp_path / "runs"))
+
+
+def test_the_frozen_file_of_another_world(
+    tiny_checkpoint: Path, world_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from harness.data.world.mirror import WorldConfig, write_world
+
+    other = write_world(WorldConfig(seed=7, people=120, questions=30, documents=2), tmp_path / "other")
+    where = ["--retriever", "bm25", "--data", str(other), "--work", str(tmp_path / "runs"), "--json"]
+    assert main(["retrieve", "--suite", "popqa", *where]) == 0
+    frozen = json.loads(capsys.readouterr().out)["frozen"]
+    given = ("--suite", "popqa", "--passages", "2", "--retrieval", frozen)
+    line = refused(capsys, evaluate(tiny_checkpoint, world_root, tmp_path / "runs", *given))
+    assert "was frozen for popqa of world-7" in line
+    assert "expected popqa of world-0" in line
+
+
+def test_a_damaged_record(
+    tiny_checkpoint: Path, world_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = tmp_path / "runs"
+    assert main(evaluate(tiny_checkpoint, world_root, runs)) == 0
+    (record,) = runs.rglob("record.json")
+    record.write_text(record.read_text()[:100])
+    assert "record.json is damaged" in refused(capsys, evaluate(tiny_checkpoint, world_root, runs))
 
 
 def test_a_corrupt_line_in_the_middle_of_a_journal(

@@ -72,12 +72,20 @@ def test_retrievers_see_title_and_text() -> None:
         ),
         ('{"id": 1, "text": "a"}\n{"id": 2, \n', "c.jsonl, line 2: expected a JSON object, got broken JSON"),
         ('["a"]\n', "c.jsonl, line 1: expected a JSON object"),
+        ('{"id": 1, "text": "a"}\n{"id": 2, "text": "\\ud800"}\n', "c.jsonl, row 2: expected Unicode text"),
     ],
 )
 def test_a_bad_row_is_named(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "c.jsonl").write_text(content)
     with pytest.raises(InputError, match=message):
         read_corpus(tmp_path / "c.jsonl")
+
+
+@pytest.mark.parametrize("text", ['"Never" she said', '"Never', '"Never\tAnn\n7\t"Ever"'])
+def test_a_quote_that_would_swallow_rows_is_named_by_its_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "c.tsv").write_text(f'id\ttext\ttitle\n1\t"a\nb"\tA\n2\t{text}\tB\n3\tlast\tC\n')
+    with pytest.raises(InputError, match="c.tsv, line 4: expected a field that starts with a quote to end with one"):
+        read_corpus(tmp_path / "c.tsv")
 
 
 def test_what_is_no_corpus_is_said(tmp_path: Path) -> None:

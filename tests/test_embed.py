@@ -145,3 +145,14 @@ def test_documents_are_cut_by_an_encoders_tokens(folders: dict[str, Path]) -> No
     assert pieces == ["The dog sleeps. ", "A cat dreams of ", "mice."]
     with pytest.raises(InputError, match="a fast tokenizer"):
         token_spans(folders["mean"].parent)
+
+
+def test_damaged_vectors_are_said(folders: dict[str, Path], tmp_path: Path) -> None:
+    corpus, encoder = Corpus.of([Passage(id="0", title="", text="cats")]), embed.encoder(str(folders["mean"]))
+    embeddings.corpus_vectors(corpus, encoder, tmp_path)
+    path = embeddings.embeddings_path(tmp_path, corpus, encoder)
+    whole = path.read_bytes()
+    for size in (0, 5, len(whole) - 4):
+        path.write_bytes(whole[:size])
+        with pytest.raises(InputError, match="npy is damaged; delete it and index again"):
+            embeddings.corpus_vectors(corpus, encoder, tmp_path)

@@ -86,6 +86,28 @@ def test_a_file_without_its_manifest_is_made_again(index: Index, tmp_path: Path)
     assert read_frozen(made.path)[0] == made.manifest
 
 
+def test_a_manifest_without_its_file_is_made_again(index: Index, tmp_path: Path) -> None:
+    made = frozen(index, tmp_path)
+    made.path.unlink()
+    assert frozen(index, tmp_path) == made
+    assert read_frozen(made.path)[0] == made.manifest
+
+
+def test_measures_are_of_the_gold_passages_that_were_asked_with(index: Index, tmp_path: Path) -> None:
+    golds = [None, *(Gold(passages={"qAnn": frozenset({name})}, unmatched=0) for name in ("Ann0", "absent"))]
+    recalls = [frozen(index, tmp_path, gold=gold).manifest.measures.get("recall@20") for gold in golds]
+    assert recalls == [None, 1, 0]
+
+
+@pytest.mark.parametrize("damage", [b'{"retriever": ', b"{}", b"[1]", b'{"colour": "red"}', b'"\xff"'])
+def test_a_damaged_manifest_is_named(index: Index, tmp_path: Path, damage: bytes) -> None:
+    made = frozen(index, tmp_path)
+    manifest_path(made.path).write_bytes(damage)
+    for read in (lambda: frozen(index, tmp_path), lambda: read_frozen(made.path)):
+        with pytest.raises(InputError, match=r"manifest.json is damaged \(.*\); delete it and freeze again"):
+            read()
+
+
 def test_everything_that_moves_the_passages_names_another_file(index: Index, tmp_path: Path) -> None:
     settings = [{}, {"k": 5}, {"n": 3}, {"name": "weak"}, {"name": "weak", "seed": 1}]
     assert len({frozen(index, tmp_path, **setting).path for setting in settings}) == len(settings)  # type: ignore[arg-type]
@@ -173,7 +195,13 @@ def test_files_from_elsewhere_are_read_with_and_without_ids(tmp_path: Path) -> N
             '{"question": "who", "answers": ["a"], "ctxs": [{"title": "t"}]}',
             "row 1: expected question, answers and ctxs",
         ),
-        ("who?", "expected JSON lines or one JSON list"),
+        ('{"question": "who", "answers": ["a"], "ctxs": ["a"]}', "row 1: .*string indices"),
+        ('{"question": "who", "answers": "a", "ctxs": []}', "row 1: .*expected a list of answers, got 'a'"),
+        ('{"question": null, "answers": ["a"], "ctxs": []}', "row 1: .*expected text, got None"),
+        ('{"question": "who", "answers": ["a"], "ctxs": [{"text": null}]}', "row 1: .*expected text, got None"),
+        ('{"question": "\\ud800", "answers": ["a"], "ctxs": []}', "row 1: .*surrogates not allowed"),
+        (json.dumps(GIVEN[0]) + "\nwho?", "line 2: expected JSON lines or one JSON list"),
+        ("[\n{},\n{]", "a.jsonl, line 3: expected JSON lines or one JSON list"),
         (2 * (json.dumps(GIVEN[0]) + "\n"), "expected unique question ids"),
     ],
 )
@@ -181,6 +209,14 @@ def test_a_malformed_file_is_named(tmp_path: Path, content: str, message: str) -
     (tmp_path / "a.jsonl").write_text(content)
     with pytest.raises(InputError, match=message):
         read_frozen(tmp_path / "a.jsonl")
+
+
+def test_bytes_that_are_not_utf8_are_named_by_their_line(tmp_path: Path) -> None:
+    first = json.dumps(GIVEN[0]).encode()
+    for content in (first + b'\n{"question": "\xff"}', b"[" + first + b',\n"\xff"]'):
+        (tmp_path / "a.jsonl").write_bytes(content)
+        with pytest.raises(InputError, match=r"a.jsonl, line 2: .*not UTF-8"):
+            read_frozen(tmp_path / "a.jsonl")
 
 
 def test_an_absent_or_broken_file_is_named(tmp_path: Path) -> None:
@@ -239,6 +275,10 @@ def test_gold_passages_are_found_by_id_or_by_the_questions_text(tmp_path: Path) 
     assert read_gold("popqa", write_root(tmp_path / "n", qrels), examples) is None
     with pytest.raises(InputError, match="nq.gold.tsv, line 1: expected qid, 0, pid and label between tabs"):
         read_gold("nq", write_root(tmp_path / "o", "a 0 1 1\n"), examples)
+    root = write_root(tmp_path / "p", "")
+    (tmp_path / "p" / "qrels" / "nq.gold.tsv").write_bytes(b"\xff\t0\t1\t1\n")
+    with pytest.raises(InputError, match=r"expected UTF-8 text in .*nq.gold.tsv"):
+        read_gold("nq", root, examples)
 
 
 def test_the_lists_of_the_data_pack_hit_as_often_as_it_says() -> None:

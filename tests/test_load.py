@@ -38,6 +38,11 @@ def test_a_loaded_decoder_is_the_exported_one(tiny_checkpoint: Path) -> None:
 def test_the_identity_is_the_content(tiny_checkpoint: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(tiny_checkpoint, tmp_path / "elsewhere"))
     assert checkpoint_digest(copy) == checkpoint_digest(tiny_checkpoint) == load_decoder(str(copy)).checkpoint
+    settings = copy / "tokenizer_config.json"
+    settings.write_text(settings.read_text().replace('"</s>"', '"<s>"'))
+    assert checkpoint_digest(copy) != checkpoint_digest(tiny_checkpoint), "another EOS gives other answers"
+    shutil.copy(tiny_checkpoint / "tokenizer_config.json", settings)
+    assert checkpoint_digest(copy) == checkpoint_digest(tiny_checkpoint)
     weights = copy / "model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
@@ -50,6 +55,26 @@ def test_pickled_weights_are_not_loaded(tiny_checkpoint: Path, tmp_path: Path) -
     (copy / "model.safetensors").unlink()
     torch.save(random_decoder("tiny", seed=3).state_dict(), copy / "pytorch_model.bin")
     with pytest.raises(InputError, match="cannot be loaded"):
+        load_decoder(str(copy))
+
+
+@pytest.mark.parametrize("change", [{"attention_bias": True}, {"mlp_bias": True}, {"hidden_act": "gelu"}])
+def test_what_the_forward_does_not_compute_is_refused(
+    tiny_checkpoint: Path, tmp_path: Path, change: dict[str, object]
+) -> None:
+    copy = Path(shutil.copytree(tiny_checkpoint, tmp_path / "changed"))
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(InputError, match="expected False, False and 'silu'"):
+        load_decoder(str(copy))
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_truncated_file_is_one_clear_error(tiny_checkpoint: Path, tmp_path: Path, file: str) -> None:
+    copy = Path(shutil.copytree(tiny_checkpoint, tmp_path / "torn"))
+    data = (copy / file).read_bytes()
+    (copy / file).write_bytes(data[: len(data) // 2])
+    with pytest.raises(InputError, match="cannot be"):
         load_decoder(str(copy))
 
 

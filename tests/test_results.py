@@ -162,7 +162,7 @@ def test_no_records_is_an_error_that_says_how_to_make_some(tmp_path: Path, made:
         (lambda text: text.replace('"n_errors"', '"n_faults"'), "'n_errors' is missing"),
         (lambda text: text.replace('"passages": 8', '"passages": -1'), "spec.passages: expected a count, got -1"),
         (lambda text: text.replace('"passages": 8', '"passages": true'), "spec.passages: True is of type bool"),
-        (lambda text: text.replace('"tiny"', '"../tiny"'), "experiments: expected letters"),
+        (lambda text: text.replace('"tiny"', '"../tiny"'), "expected an experiment name of letters"),
     ],
 )
 def test_a_damaged_record_is_named(tmp_path: Path, damage: Any, message: str) -> None:
@@ -173,6 +173,14 @@ def test_a_damaged_record_is_named(tmp_path: Path, damage: Any, message: str) ->
     with pytest.raises(InputError, match=message) as caught:
         read_records([tmp_path])
     assert str(path) in str(caught.value)
+
+
+def test_a_folder_in_the_place_of_a_record_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "nq" / "record.json"
+    folder.mkdir(parents=True)
+    with pytest.raises(InputError, match="expected a record, got a folder") as caught:
+        read_records([tmp_path])
+    assert str(folder) in str(caught.value)
 
 
 # Tables
@@ -241,7 +249,7 @@ def test_notes_name_the_conditions(runs: Path) -> None:
     for condition in (
         "em (exact match, SQuAD dialect), metric version 1",
         "95 % interval (wilson)",
-        "reader that ignores which entity",
+        "reader that finds a value of the asked relation in a passage at random, ignoring whose it is.",
         "google-research-datasets/nq_open validation, revision 5eed (NQ (world-0)); same_relation",
         "Retrieval: bm25, strong\n",
         "Standard RAG: checkpoint c0ffee\n",
@@ -279,7 +287,6 @@ def test_a_setting_outside_the_configuration_tells_runs_apart_too(tmp_path: Path
 @pytest.mark.parametrize(
     ("changes", "difference"),
     [
-        ({"spec.suite.limit": 50}, "suite.limit: null against 50"),
         ({"spec.suite.revision": "beef"}, "suite.revision: 5eed against beef"),
         ({"spec.retrieval.digest": "beef"}, "retrieval.digest: f00d against beef"),
     ],
@@ -292,6 +299,48 @@ def test_two_records_of_other_questions_or_passages_in_one_cell_are_refused(
     with pytest.raises(InputError, match="two records for one cell") as caught:
         table_of(tmp_path)
     assert all(text in str(caught.value) for text in (str(first), str(second), difference))
+
+
+def test_a_limited_run_stands_beside_the_full_one(tmp_path: Path) -> None:
+    write_record(tmp_path, "a" * 16)
+    # The first questions have passages of their own, and so another digest.
+    limited = {"spec.suite.limit": 5, "spec.retrieval.digest": "beef", "spec.suite.revision": "beef"}
+    write_record(tmp_path, "b" * 16, **limited)
+    for letter, k in (("c", 8), ("d", 16)):
+        system = {"name": "refrag_v2", "config": {"k": k}, "checkpoint": f"hash-{k}"}
+        write_record(tmp_path, letter * 16, **{"spec.system": system})
+    write_record(tmp_path, "e" * 16, **{"spec.system": system, **limited})
+    table = table_of(tmp_path)
+    assert {
+        row.name: cell.record.run_id[0] for row, cell in zip(table.rows, table.cells, strict=True) if cell.record
+    } == {
+        "Standard RAG": "a",
+        "Standard RAG (limit=5)": "b",
+        "REFRAG v2 (k=8)": "c",
+        "REFRAG v2 (k=16)": "d",
+        "REFRAG v2 (limit=5, k=16)": "e",
+    }
+    write_record(tmp_path, "f" * 16, **{**limited, "spec.suite.revision": "feed"})
+    with pytest.raises(InputError, match=r"two records for one cell.*suite.revision: beef against feed"):
+        table_of(tmp_path)
+
+
+def test_a_cell_of_which_passages_were_left_out_says_so(tmp_path: Path) -> None:
+    for passages, mean in ((4, 2.0), (8, 7.998), (16, 16.0), (0, 0.0)):
+        read = {"mean": mean, "low": mean, "high": mean, "n": 500, "method": "bootstrap"}
+        changes = {"spec.passages": passages, "metrics": METRICS | {"passages_read": read}}
+        write_record(tmp_path, f"{passages:016}", **changes)
+    table = table_of(tmp_path)
+    for text in (to_markdown(table, tmp_path), to_latex(table, tmp_path)):
+        assert re.findall(r"read [\d.]+ of \d+", text) == ["read 2.0 of 4", "read 7.9 of 8"]
+        assert "found no room in the decoder's context" in text
+    assert [cell["passages_read"] for cell in long_form(table, tmp_path)] == [0.0, 2.0, 7.998, 16.0]
+
+
+def test_a_record_that_tells_nothing_of_passages_read_is_not_called_truncated(runs: Path) -> None:
+    table = table_of(runs)
+    assert "no room" not in "\n".join(table.notes)
+    assert {cell["passages_read"] for cell in long_form(table, runs)} == {None}
 
 
 def test_a_copy_of_a_record_is_no_second_record_but_another_outcome_is(tmp_path: Path) -> None:
@@ -314,12 +363,20 @@ def test_scores_of_two_metric_versions_are_never_mixed(runs: Path) -> None:
 def test_an_unknown_metric_or_experiment_names_the_valid_ones(runs: Path) -> None:
     with pytest.raises(InputError, match=r"unknown metric of experiment 'tiny': 'f2'.*valid choices: em, f1$"):
         table_of(runs, metric="f2")
+    read = {"passages_read": METRICS["f1"], "has_answer_dpr": METRICS["em"]}
+    write_record(runs, "e" * 16, **{"spec.passages": 4, "metrics": METRICS | read})
+    assert table_of(runs, metric="has_answer_dpr").title.startswith("tiny: token subsequence match")
+    for unshown in ("passages_read", "chance"):
+        with pytest.raises(InputError, match=rf"'{unshown}'.*valid choices: em, f1, has_answer_dpr$"):
+            table_of(runs, metric=unshown)
     with pytest.raises(InputError, match=r"unknown experiment 'tini' \(did you mean 'tiny'\?\)"):
         table_of(runs, experiment="tini")
 
 
 def test_a_run_in_which_every_example_raised_has_no_score(tmp_path: Path) -> None:
     write_record(tmp_path, "a" * 16, metrics={}, n_errors=500)
+    with pytest.raises(InputError, match=r"'passages_read'.*valid choices: acc_popqa, em"):
+        table_of(tmp_path, metric="passages_read")
     table = table_of(tmp_path)
     assert "not scored](" in to_markdown(table, tmp_path)
     assert "(500 errors)" in to_markdown(table, tmp_path)
@@ -630,7 +687,34 @@ def test_status_does_not_count_the_rows_of_another_run(tmp_path: Path) -> None:
     journal = tmp_path / "nq/refrag_v2" / ("a" * 16) / "predictions.jsonl"
     journal.write_text(journal.read_text() + json.dumps({"run_id": "b" * 16, "i": 1}) + "\n")
     (state,) = status_command.run_states(tmp_path)
-    assert state.rows == 1
+    assert (state.state, state.rows) == ("damaged", 1)
+
+
+@pytest.mark.parametrize("line", ["[]", "{", "1", '{"run_id": "RUN"}', '{"run_id": "RUN", "i": 0}', '{"i": 1}'])
+def test_status_shows_a_journal_that_no_run_can_go_on_from_as_damaged(tmp_path: Path, line: str) -> None:
+    run_id = "a" * 16
+    start_run(tmp_path, run_id, [{"error": "OutOfMemory"}], torn=line.replace("RUN", run_id) + "\n")
+    (state,) = status_command.run_states(tmp_path)
+    assert (state.state, state.rows, state.errors) == ("damaged", 1, 1)
+
+
+@pytest.mark.parametrize("name", ["spec.json", "predictions.jsonl", "record.json"])
+def test_status_shows_a_folder_in_the_place_of_a_file_as_damaged(tmp_path: Path, name: str) -> None:
+    start_run(tmp_path, "a" * 16, [{"prediction": "x"}])
+    path = tmp_path / "nq/refrag_v2" / ("a" * 16) / name
+    path.unlink(missing_ok=True)
+    path.mkdir()
+    (state,) = status_command.run_states(tmp_path)
+    assert state.state == "damaged"
+
+
+def test_status_shows_a_spec_without_a_number_of_passages_as_damaged(tmp_path: Path) -> None:
+    specs: dict[str, dict[str, Any]] = {"a": {"passages": []}, "b": {}}
+    for letter, spec in specs.items():
+        start_run(tmp_path, letter * 16, [])
+        path = tmp_path / "nq/refrag_v2" / (letter * 16) / "spec.json"
+        path.write_text(json.dumps({"n_examples": 4, "spec": spec}))
+    assert [state.state for state in status_command.run_states(tmp_path)] == ["damaged", "damaged"]
 
 
 def test_status_prints_a_table_or_one_json_list(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

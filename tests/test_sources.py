@@ -140,12 +140,31 @@ def test_a_root_is_named_by_its_root_json_and_found_through_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_nq(tmp_path / "m", NQ)
-    (tmp_path / "m" / "root.json").write_text('{"name": "world-7"}')
+    (tmp_path / "m" / "root.json").write_text('{"name": "world-7", "version": 1, "seed": 7}')
     monkeypatch.setenv("REFRAG_DATA", str(tmp_path / "m"))
     root = DataRoot.open()
     assert (root.name, root.path) == ("world-7", tmp_path / "m")
     monkeypatch.delenv("REFRAG_DATA")
     assert DataRoot.open() == DataRoot(path=None, name="hub")
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b'"\xff"', None], ids=["torn", "a list", "not UTF-8", "a folder"])
+def test_a_root_json_that_cannot_be_read_is_said(tmp_path: Path, content: bytes | None) -> None:
+    path = write_nq(tmp_path / "m", NQ) / "root.json"
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=r"expected a JSON object with a name in .*root.json"):
+        DataRoot.open(tmp_path / "m")
+
+
+@pytest.mark.parametrize("about", [{}, {"version": 1}, {"seed": 0}, {"version": "1", "seed": 0}])
+def test_a_root_merely_named_like_a_world_is_refused(tmp_path: Path, about: dict[str, Any]) -> None:
+    path = write_nq(tmp_path / "m", NQ) / "root.json"
+    path.write_text(json.dumps({"name": "world-cup"} | about))
+    with pytest.raises(InputError, match="a root named 'world-cup' is a synthetic world, with an integer version"):
+        DataRoot.open(tmp_path / "m")
 
 
 def test_errors_say_what_was_expected_and_what_came(tmp_path: Path) -> None:

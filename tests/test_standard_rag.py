@@ -18,7 +18,7 @@ def system(tiny_checkpoint: Path) -> StandardRAG:
 
 
 def windowed(checkpoint: Path, tokens: int) -> StandardRAG:
-    return StandardRAGConfig(template="tagged", max_prompt_tokens=tokens).build(load_decoder(str(checkpoint)))
+    return StandardRAGConfig(template="tagged", max_positions=tokens).build(load_decoder(str(checkpoint)))
 
 
 def passages(*texts: str) -> list[Passage]:

@@ -102,6 +102,31 @@ def test_a_broken_loss_stops_before_the_step(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(model).items())
 
 
+def test_a_broken_gradient_stops_before_the_step(tmp_path: Path) -> None:
+    def infinite_slope(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return (model(batch["input_ids"]) * 0).square().sum().sqrt() + loss(model, batch)  # d sqrt(0) is infinite
+
+    model = Small()
+    before = weights(model)
+    with pytest.raises(NonFiniteLoss, match="gradient norm is nan at step 1"):
+        train(stage(), model, Counting(), infinite_slope, tmp_path, device=CPU)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(model).items())
+
+
+def test_a_finished_stage_reports_its_loss_again(tmp_path: Path) -> None:
+    first = train(stage(), Small(), Counting(), loss, tmp_path, device=CPU)
+    assert train(stage(), Small(), Counting(), loss, tmp_path, device=CPU) == first
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "state.json"])
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, file: str) -> None:
+    train(stage(), Small(), Counting(), loss, tmp_path, device=CPU, stop_after=4)
+    path = tmp_path / "step-000004" / file
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(InputError, match="step-000004 is damaged"):
+        train(stage(), Small(), Counting(), loss, tmp_path, device=CPU)
+
+
 @pytest.mark.parametrize("accumulation", [1, 32])
 def test_learning_rate_is_counted_in_optimizer_steps(tmp_path: Path, accumulation: int) -> None:
     schedule = Schedule(warmup=0.25, decay="cosine", floor=0.1)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +98,19 @@ def test_equal_vectors_are_in_corpus_order(toy: tuple[Corpus, str], tmp_path: Pa
         assert [hit.passage.id for hit in hits] == [str(i) for i in range(20)]
 
 
+def test_ties_that_straddle_the_last_rank_are_cut_in_corpus_order(toy: tuple[Corpus, str], tmp_path: Path) -> None:
+    texts = [passage.text for passage in toy[0].passages[:20]]
+    repeated = Corpus.of(Passage(id=str(i), title="", text=text) for i, text in enumerate(texts * 10))
+    questions = ["cats chase mice", "who dreams", "the dog sleeps"]
+    found = []
+    for retriever in ("faiss", "qdrant"):
+        index = ensure_index(retrievers.index_config(retriever, toy[1]), repeated, tmp_path).open()
+        found.append([[int(hit.passage.id) for hit in hits] for hits in index.search(questions, 5)])
+    assert found[0] == found[1]
+    for rows in found[0]:
+        assert rows == [rows[0] % 20 + 20 * i for i in range(5)], "the first 5 of the best passage's 10 copies"
+
+
 def test_an_open_index_can_be_opened_again(toy: tuple[Corpus, str], tmp_path: Path) -> None:
     """With its write-ahead log on, the embedded engine locks the folder: two jobs could not read one index."""
     for retriever in retrievers.RETRIEVERS:
@@ -131,7 +147,7 @@ def test_an_index_that_was_cut_off_is_no_index(
     monkeypatch.setattr(index, "write_corpus", lambda corpus, path: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         ensure_index(retrievers.index_config("bm25"), toy[0], tmp_path)
-    assert not list((tmp_path / "indexes").glob("bm25-*"))
+    assert not list((tmp_path / "indexes").iterdir())
     monkeypatch.undo()
     assert ensure_index(retrievers.index_config("bm25"), toy[0], tmp_path).new
 
@@ -144,6 +160,43 @@ def test_a_folder_that_is_not_the_index_it_says_is_refused(toy: tuple[Corpus, st
     (folder / "passages.jsonl").write_text(passages.replace("cat", "cow"))
     with pytest.raises(InputError, match="was made of another corpus; delete it and index again"):
         open_index(folder)
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, cut])
+@pytest.mark.parametrize("retriever", retrievers.RETRIEVERS)
+def test_a_damaged_index_is_said(
+    toy: tuple[Corpus, str], tmp_path: Path, retriever: str, damage: Callable[[Path], None]
+) -> None:
+    """The embedded engine by itself answers from what is left of its files, or panics."""
+    config = retrievers.index_config(retriever, toy[1])
+    folder = ensure_index(config, toy[0], tmp_path).folder
+    ensure_index(config, toy[0], tmp_path).open().search(["cats"], 3)
+    for path in [p for p in folder.rglob("*") if p.is_file() and p.name not in ("manifest.json", "passages.jsonl")]:
+        whole = path.read_bytes()
+        damage(path)
+        for reopen in (lambda: open_index(folder), lambda: ensure_index(config, toy[0], tmp_path).open()):
+            with pytest.raises(InputError, match=rf"is damaged; delete it and index again \(.*{path.name}"):
+                reopen()
+        path.write_bytes(whole)
+    open_index(folder)
+
+
+@pytest.mark.parametrize("content", [b'{"choice": ', b"{}", b"[]", b'"\xff"', {"retriever": "bm25", "k1": "2"}, {}])
+def test_a_damaged_manifest_is_said(toy: tuple[Corpus, str], tmp_path: Path, content: bytes | dict[str, str]) -> None:
+    folder = ensure_index(retrievers.index_config("bm25"), toy[0], tmp_path).folder
+    manifest = folder / "manifest.json"
+    if isinstance(content, dict):
+        content = json.dumps(json.loads(manifest.read_text()) | {"choice": content}).encode()
+    manifest.write_bytes(content)
+    with pytest.raises(InputError, match="is damaged; delete it and index again"):
+        open_index(folder)
+    manifest.unlink()
+    with pytest.raises(InputError, match=r"is damaged; delete it and index again \(no manifest.json\)"):
+        ensure_index(retrievers.index_config("bm25"), toy[0], tmp_path)
 
 
 def test_the_retrievers_knows_its_names(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,6 +219,15 @@ def test_faiss_that_does_not_import_says_what_to_install(
     monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
     with pytest.raises(InputError, match=r"refrag-bench\[cpu\]' or, never both, 'refrag-bench\[gpu\]'"):
         ensure_index(retrievers.index_config("faiss", toy[1]), toy[0], tmp_path)
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "http://a:port", "ftp://x", "http://localhost:99999"])
+def test_a_malformed_url_is_said(url: str) -> None:
+    pytest.importorskip("qdrant_client")
+    from harness.retrieval.qdrant_index import connect
+
+    with pytest.raises(InputError, match="expected a URL like http://localhost:6333"):
+        connect(url)
 
 
 def test_no_server_at_the_url_is_said(toy: tuple[Corpus, str], tmp_path: Path) -> None:

@@ -77,25 +77,32 @@ def test_test_people_are_all_from_the_test_fold(world_root: Path) -> None:
 
 @pytest.mark.parametrize("size", [2, 4, 8])
 def test_the_hard_set_cannot_be_solved_by_the_relation_alone(world_root: Path, size: int) -> None:
-    places = Counter()
+    places, chances = Counter(), []
     for row in read(world_root / "ctxs" / f"same_relation_n{size}.jsonl.gz"):
         passages = tuple(Passage(id=c["id"], title=c["title"], text=c["text"]) for c in row["ctxs"])
-        assert facts.chance(passages, row["question"]) == 1 / size
+        chances.append(facts.chance(passages, row["question"], row["answers"]))
+        stated = [value for p in passages for value in facts.values_stated(p.text, row["question"])]
+        assert len(stated) == size, "every passage states the asked relation"
         name = row["question"].rsplit(" of ", 1)[1]
         (place,) = [i for i, p in enumerate(passages) if name in p.text]
         assert has_answer_dpr(passages[place].text, row["answers"])
         places[place] += 1
     assert len(places) == size, "the right passage must be able to stand anywhere"
+    assert min(chances) == 1 / size, "unless somebody else happens to have the same value"
+    assert sum(chances) / len(chances) < 1.5 / size
 
 
-def test_chance_counts_passages_that_state_the_relation() -> None:
+def test_chance_is_the_score_of_a_reader_that_ignores_whose_value_it_is() -> None:
     relation = lexicon().relations[0]
-    stating = Passage(id="1", title="", text=f"The {relation.nouns[1]} of A B is C.")
-    silent = Passage(id="2", title="", text="The nothing of A B is C.")
+    right = Passage(id="1", title="", text=f"The {relation.nouns[1]} of A B is C. The nothing of A B is C.")
+    wrong = Passage(id="2", title="", text=f"Known {relation.nouns[0]} of D E was F.")
+    silent = Passage(id="3", title="", text="The nothing of A B is C.")
     question = f"what is the {relation.nouns[0]} of A B"
-    assert facts.chance((stating, silent, stating, stating), question) == pytest.approx(1 / 3)
-    assert facts.chance((silent,), question) == 0
-    assert facts.chance((), question) == 0
+    assert facts.chance((right, silent, wrong, wrong), question, ["C"]) == pytest.approx(1 / 3)
+    assert facts.chance((right, wrong), question, ["C", "F"]) == 1
+    assert facts.chance((wrong, wrong), question, ["C"]) == 0
+    assert facts.chance((silent,), question, ["C"]) == 0
+    assert facts.chance((), question, ["C"]) == 0
 
 
 def test_values_are_drawn_evenly() -> None:

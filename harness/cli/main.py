@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if error.errno not in MENDABLE:
             raise
-        return _fail(f"cannot write {error.filename or 'the output'}: {error.strerror}; free space or choose another")
+        return _fail(f"{error.filename or 'the output'}: {error.strerror}")
     except KeyboardInterrupt:
         print("refrag-bench: interrupted; the same command goes on from here", file=sys.stderr)
         return 130

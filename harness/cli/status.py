@@ -21,7 +21,7 @@ List every run folder RUNS/SUITE/SYSTEM/RUN_ID:
   done         record.json is there; it is written last
   partial      a journal without a record: running now, or interrupted (start the run again, it continues)
   not started  only the spec is there
-  damaged      record.json does not parse, or spec.json is gone or does not
+  damaged      record.json, a line of the journal or spec.json is not what belongs there, or spec.json is gone
 "errors" counts the examples that raised; "when" is the last write, in UTC."""
 
 EPILOG = """\
@@ -83,17 +83,18 @@ def _state(folder: Path) -> RunState:
     read_record = load("results.records:read_record")
     spec = _read_spec(folder / _SPEC)
     n_examples, passages = spec.get("n_examples"), spec.get("spec", {}).get("passages")
+    rows = errors = 0
     if (folder / _RECORD).exists():
         try:
             record = read_record(folder / _RECORD)
         except InputError:
-            state, rows, errors = "damaged", 0, 0
+            state = "damaged"
         else:
             state, rows, errors = "done", record.n_examples, record.n_errors
             n_examples, passages = record.n_examples, record.passages
     else:
-        rows, errors = _read_journal(folder / _JOURNAL, folder.name)
-        state = "partial" if rows else "not started"
+        rows, errors, whole = _read_journal(folder / _JOURNAL, folder.name)
+        state = "damaged" if not whole else "partial" if rows else "not started"
     return RunState(
         suite=folder.parent.parent.name,
         system=folder.parent.name,
@@ -111,27 +112,34 @@ def _read_spec(path: Path) -> dict[str, Any]:
     """The content of ``spec.json``, empty where the file is missing or damaged."""
     try:
         spec = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, IsADirectoryError, ValueError):
         return {}
-    return spec if isinstance(spec, dict) and isinstance(spec.get("spec"), dict) else {}
+    inner = spec.get("spec") if isinstance(spec, dict) else None
+    return spec if isinstance(inner, dict) and isinstance(inner.get("passages"), int) else {}
 
 
-def _read_journal(path: Path, run_id: str) -> tuple[int, int]:
-    """How many examples of the run have a row, and how many of these raised; an example's last row counts.
+def _read_journal(path: Path, run_id: str) -> tuple[int, int, bool]:
+    """How many examples of the run have a row, how many of these raised, and whether ``Journal`` would go on from here.
 
-    A line that does not parse is one torn by an interruption: its example will be run again.
+    A last line without its newline is one torn by an interruption, and no damage. Counting stops where damage begins.
     """
-    raised: dict[int, bool] = {}
+    rows = errors = 0
+    if path.is_dir():
+        return rows, errors, False
     if path.exists():
         with path.open("rb") as journal:
             for line in journal:
+                if not line.endswith(b"\n"):
+                    break
                 try:
                     row = json.loads(line)
                 except ValueError:
-                    continue
-                if row.get("run_id") == run_id:
-                    raised[row["i"]] = "error" in row
-    return len(raised), sum(raised.values())
+                    return rows, errors, False
+                if not isinstance(row, dict) or (row.get("run_id"), row.get("i")) != (run_id, rows):
+                    return rows, errors, False
+                rows += 1
+                errors += "error" in row
+    return rows, errors, True
 
 
 def _last_write(folder: Path) -> str:

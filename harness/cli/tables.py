@@ -18,7 +18,7 @@ HELP = "draw the accuracy tables and figures from the records"
 
 DESCRIPTION = """\
 Read every record.json below --records and write, for each experiment found,
-  OUT/tables/EXPERIMENT.md .csv .tex    score, 95 % interval, chance, n, errors, and a link to each record
+  OUT/tables/EXPERIMENT.md .csv .tex    score, 95 % interval, chance, n, passages read, errors, link to record
   OUT/figures/EXPERIMENT.png .svg       the score against the number of passages
 (EXPERIMENT-METRIC.* for a metric other than em). The Markdown goes to stdout as well. The same records always give
 the same bytes. Neither torch nor a GPU is needed."""

@@ -39,7 +39,7 @@ class DataRoot:
         """The mirror at ``path``, else at the environment's REFRAG_DATA, else the Hub.
 
         A mirror is named by the ``name`` in its ``root.json``, if it has one. Raises ``InputError`` when the folder
-        holds no ``hub/``.
+        holds no ``hub/``, or its ``root.json`` cannot be read or claims a synthetic world's name without being one.
         """
         path = path or (Path(os.environ["REFRAG_DATA"]) if os.environ.get("REFRAG_DATA") else None)
         if path is None:
@@ -284,9 +284,14 @@ def _root_name(root_json: Path) -> str:
     if not root_json.exists():
         return "mirror"
     try:
-        return str(json.loads(root_json.read_text(encoding="utf-8")).get("name", "mirror"))
-    except (json.JSONDecodeError, AttributeError) as error:
+        about = json.loads(root_json.read_text(encoding="utf-8"))
+        name = str(about.get("name", "mirror"))
+    except (json.JSONDecodeError, UnicodeDecodeError, IsADirectoryError, AttributeError) as error:
         raise InputError(f"expected a JSON object with a name in {root_json}, cannot read it ({error})") from error
+    # Questions of a root of this name are scored as the world's: of others the chance line cannot be computed.
+    if name.startswith("world-") and not (isinstance(about.get("version"), int) and "seed" in about):
+        raise InputError(f"{root_json}: a root named {name!r} is a synthetic world, with an integer version and a seed")
+    return name
 
 
 def _listing(folder: Path) -> str:

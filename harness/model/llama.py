@@ -52,6 +52,7 @@ class Llama:
 
     def __init__(self, model: LlamaForCausalLM) -> None:
         config = model.config
+        assert not config.attention_bias and not config.mlp_bias and config.hidden_act == "silu"
         self.model = model
         self.n_heads: int = config.num_attention_heads
         self.n_kv_heads: int = config.num_key_value_heads

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.config import file_digest
+from harness.config import digest, file_digest
 from harness.device import open_device
 from harness.errors import InputError, unknown
 
 if TYPE_CHECKING:
-    import torch
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 # The published shapes (model cards) and the tiny one of the synthetic world. Latency depends on these alone.
@@ -56,13 +55,14 @@ class Decoder:
     checkpoint: str
 
 
-def load_decoder(name: str, *, dtype: str = "float32", device: str = "cpu", revision: str | None = None) -> Decoder:
-    """Load the decoder and tokenizer in folder ``name``, or of Hub id ``name`` at ``revision``.
+def load_decoder(name: str, *, dtype: str = "float32", device: str = "cpu") -> Decoder:
+    """Load the decoder and tokenizer in folder ``name``, or of Hub id ``name``.
 
     Weights are read as safetensors only and no code of a checkpoint is run. Raises ``InputError`` where there is no
     such checkpoint, its architecture is not Llama, or its weights have another shape than its config says.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
     from transformers.utils import logging
 
@@ -75,22 +75,22 @@ def load_decoder(name: str, *, dtype: str = "float32", device: str = "cpu", revi
     if folder.exists() and not (folder / "config.json").exists():
         raise InputError(f"no decoder in {folder}: expected config.json there (is the training finished?)")
     try:
-        config = AutoConfig.from_pretrained(name, revision=revision)
+        config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
+        if folder.is_dir():
+            raise InputError(f"decoder {name}: its config.json cannot be read: {_first_line(error)}") from error
         raise InputError(f"no decoder {name!r}: neither a local folder nor a reachable Hub id") from error
-    if config.model_type != "llama":
-        raise InputError(f"decoder {name} is of type {config.model_type!r}; only 'llama' is supported")
+    _check_architecture(name, config)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(name)
         model, report = LlamaForCausalLM.from_pretrained(
             name,
-            revision=revision,
             dtype=getattr(torch, dtype),
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # reported below, by name
             output_loading_info=True,
         )
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise InputError(f"decoder {name} cannot be loaded: {_first_line(error)}") from error
     misfits = [
         str(key) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in sorted(report[kind])
@@ -106,6 +106,17 @@ def load_decoder(name: str, *, dtype: str = "float32", device: str = "cpu", revi
     return Decoder(model=model.to(where).eval(), tokenizer=tokenizer, checkpoint=_identity(folder, config))
 
 
+def _check_architecture(name: str, config: Any) -> None:
+    """Refuse what the forward in ``llama`` does not compute: other families, biases, other activations."""
+    if config.model_type != "llama":
+        raise InputError(f"decoder {name} is of type {config.model_type!r}; only 'llama' is supported")
+    if config.attention_bias or config.mlp_bias or config.hidden_act != "silu":
+        raise InputError(
+            f"decoder {name} has attention_bias={config.attention_bias}, mlp_bias={config.mlp_bias}, "
+            f"hidden_act={config.hidden_act!r}; expected False, False and 'silu' (the published Llama form)"
+        )
+
+
 def shape_config(shape: str) -> LlamaConfig:
     """The configuration of a named shape."""
     from transformers import LlamaConfig
@@ -115,19 +126,23 @@ def shape_config(shape: str) -> LlamaConfig:
     return LlamaConfig(**SHAPES[shape])
 
 
-def random_decoder(shape: str, *, seed: int, dtype: torch.dtype | None = None) -> LlamaForCausalLM:
-    """A decoder of a named shape with random weights: for latency, for tests, and as the start of training."""
+def random_decoder(shape: str, *, seed: int) -> LlamaForCausalLM:
+    """A float32 decoder of a named shape with random weights: for tests, and as the start of training."""
     import torch
     from transformers import LlamaForCausalLM
 
     torch.manual_seed(seed)
-    return LlamaForCausalLM._from_config(shape_config(shape), dtype=dtype or torch.float32).eval()
+    return LlamaForCausalLM._from_config(shape_config(shape), dtype=torch.float32).eval()
+
+
+# Everything in a checkpoint folder that can move an answer.
+CONTENT = ("config.json", "*.safetensors", "tokenizer*", "special_tokens_map.json", "vocab*", "merges*")
 
 
 def checkpoint_digest(folder: Path) -> str:
-    """Content hash of an exported checkpoint: config, weights and tokenizer."""
-    names = ("config.json", "tokenizer.json")
-    return file_digest(*(folder / name for name in names), *sorted(folder.glob("*.safetensors")))
+    """Content hash of a checkpoint folder: names and bytes of its config, weights and tokenizer files."""
+    files = sorted({file for pattern in CONTENT for file in folder.glob(pattern)})
+    return digest([[file.name, file_digest(file)] for file in files])
 
 
 def _identity(folder: Path, config: Any) -> str:

@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.errors import InputError
 from harness.protocol import Hit
 from harness.retrieval.corpus import Corpus, passage_text
 
@@ -54,7 +55,10 @@ class BM25Config:
 
         words = analyser()
         index = bm25s.BM25(k1=self.k1, b=self.b, method="lucene")
-        index.index([words(passage_text(passage)) for passage in corpus.passages], show_progress=False)
+        terms = [words(passage_text(passage)) for passage in corpus.passages]
+        if not any(terms):
+            raise InputError("expected words to index in the corpus, found only English stop words")
+        index.index(terms, show_progress=False)
         index.save(folder, show_progress=False)
 
     def open(self, corpus: Corpus, folder: Path) -> BM25:

@@ -71,7 +71,7 @@ def corpus_files(path: Path) -> list[Path]:
 def read_corpus(path: Path, cut: Callable[[Iterable[Passage]], Iterable[Passage]] | None = None) -> Corpus:
     """The corpus at ``path`` (a file or a folder of files), each row passed through ``cut`` if it is given.
 
-    Raises ``InputError`` naming the file and line of a row without text, of broken JSON, or of a repeated id.
+    Raises ``InputError`` naming the file and line of a row without text or of broken JSON or quoting, or a repeated id.
     """
     rows = (row for file in corpus_files(path) for row in _rows(file))
     return Corpus.of(rows if cut is None else cut(rows))
@@ -94,18 +94,23 @@ def _rows(path: Path) -> Iterator[Passage]:
 
 def _passages(path: Path) -> Iterator[Passage]:
     with _open(path) as file:
-        records = _tsv(file) if ".tsv" in path.suffixes else _jsonl(file, path)
+        records = _tsv(file, path) if ".tsv" in path.suffixes else _jsonl(file, path)
         for number, record in enumerate(records, start=1):
             text = record.get("text")
             if not isinstance(text, str) or not text.strip():
                 raise InputError(
-                    f"{path.name}, row {number}: expected a text, got {text!r}; columns: {', '.join(record)}"
+                    f"{path.name}, row {number}: expected a text, got {text!r}; columns: {', '.join(map(str, record))}"
                 )
             # Documents of a language-model corpus have no id: the place in the file is one.
             name = record.get("id")
-            yield Passage(
+            passage = Passage(
                 id=str(number) if name is None else str(name), title=str(record.get("title") or ""), text=text
             )
+            try:
+                f"{passage.id}{passage.title}{passage.text}".encode()
+            except UnicodeEncodeError as error:  # JSON can escape half a character
+                raise InputError(f"{path.name}, row {number}: expected Unicode text, got {error}") from error
+            yield passage
 
 
 def _open(path: Path) -> TextIO:
@@ -129,6 +134,18 @@ def _jsonl(file: TextIO, path: Path) -> Iterator[dict[str, object]]:
         yield record
 
 
-def _tsv(file: TextIO) -> Iterator[dict[str, object]]:
+def _tsv(file: TextIO, path: Path) -> Iterator[dict[str, object]]:
     csv.field_size_limit(LONGEST_FIELD)
-    yield from csv.DictReader(file, delimiter="\t")
+    reader = csv.DictReader(file, delimiter="\t", strict=True)
+    line = 0
+    try:
+        while True:
+            yield next(reader)
+            line = reader.line_num
+    except StopIteration:
+        return
+    except csv.Error as error:
+        raise InputError(
+            f"{path.name}, line {line + 1}: expected a field that starts with a quote to end with one, "
+            f"and the quotes inside it to be doubled ({error})"
+        ) from error

@@ -27,11 +27,17 @@ def embeddings_path(work: Path, corpus: Corpus, encoder: EncoderConfig) -> Path:
 
 
 def corpus_vectors(corpus: Corpus, encoder: EncoderConfig, work: Path) -> np.ndarray:
-    """Unit vectors (N, D), float32, row i for passage i; encoded now unless they are on disk (then memory-mapped)."""
+    """Unit vectors (N, D), float32, row i for passage i; encoded now unless they are on disk (then memory-mapped).
+
+    Raises ``InputError`` when the file on disk is damaged.
+    """
     path = embeddings_path(work, corpus, encoder)
     if not path.exists():
         _encode(corpus, encoder, path)
-    vectors_ND: np.ndarray = np.load(path, mmap_mode="r")
+    try:
+        vectors_ND: np.ndarray = np.load(path, mmap_mode="r")
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{path} is damaged; delete it and index again ({error})") from error
     assert len(vectors_ND) == len(corpus.passages), f"{path} does not belong to this corpus"
     return vectors_ND
 

@@ -2,7 +2,7 @@
 
     <work>/retrieval/<suite>/<name>.jsonl.gz                one row per question, in the suite's order
         {"id", "question", "answers", "ctxs": [{"id", "title", "text", "score", "hasanswer"}]}
-    <work>/retrieval/<suite>/<name>.jsonl.gz.manifest.json  written last: its presence means complete
+    <work>/retrieval/<suite>/<name>.jsonl.gz.manifest.json  written last: with it the two are complete
 
 The two settings of the paper (arXiv:2509.01092, tables 3 and 17): "strong" is the top K; "weak" retrieves 200 and takes
 K of them at random. The weak sample is drawn per question from (seed, question id), so it depends neither on the order
@@ -118,10 +118,12 @@ def freeze(
         "index": index.digest,
         "setting": setting.identity(),
         "metric_version": METRIC_VERSION,
+        # The manifest states the recall of these gold passages: asked with others, it would be another's answer.
+        "gold": None if gold is None else gold.digest(),
     }
     stem = f"{index.config.retriever}-{setting.name}-k{setting.k}-{digest(identity)}"
     path = work / "retrieval" / suite / f"{stem}.jsonl.gz"
-    if manifest_path(path).exists():
+    if path.exists() and manifest_path(path).exists():
         return Frozen(path=path, manifest=_read_manifest(path), new=False)
     rows = list(_retrieve(examples, index, setting))
     manifest = FrozenManifest(
@@ -146,7 +148,7 @@ def read_frozen(path: Path) -> tuple[FrozenManifest, dict[str, tuple[Passage, ..
     Reads DPR/FiD files from elsewhere too (JSON lines or one JSON list, plain or gzipped; no manifest). Their rows
     are found by their own id and by the NQ id of their question, because public NQ files number rows differently.
 
-    Raises ``InputError`` when the rows are not those of the manifest, or a row is malformed.
+    Raises ``InputError`` when the rows are not those of the manifest, or either file is malformed.
     """
     rows, found = read_rows(path)
     if manifest_path(path).exists():
@@ -196,4 +198,8 @@ def _measure(rows: Sequence[Mapping[str, Any]], gold: Gold | None) -> dict[str, 
 
 
 def _read_manifest(path: Path) -> FrozenManifest:
-    return FrozenManifest(**json.loads(manifest_path(path).read_text(encoding="utf-8")))
+    manifest = manifest_path(path)
+    try:
+        return FrozenManifest(**json.loads(manifest.read_text(encoding="utf-8")))
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+        raise InputError(f"{manifest} is damaged ({error}); delete it and freeze again") from error

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from harness.config import digest
 from harness.data.sources import DataRoot
 from harness.errors import InputError
 from harness.protocol import Example
@@ -23,11 +24,16 @@ class Gold:
     passages: Mapping[str, frozenset[str]]
     unmatched: int
 
+    def digest(self) -> str:
+        """The name of these gold passages: what a recall was measured against."""
+        return digest([{name: sorted(gold) for name, gold in self.passages.items()}, self.unmatched])
+
 
 def read_gold(suite: str, root: DataRoot, examples: Iterable[Example]) -> Gold | None:
     """The gold passages of ``examples`` in the corpus of ``root``; None where the root has no qrels for ``suite``.
 
-    ``examples`` is the whole suite: a qid outside it is unmatched. Raises ``InputError`` naming a malformed line.
+    ``examples`` is the whole suite: a qid outside it is unmatched. Raises ``InputError`` naming a malformed line,
+    or when the file is not UTF-8.
     """
     path = root.file(f"qrels/{suite}.gold.tsv")
     if path is None or root.path is None:
@@ -42,7 +48,11 @@ def read_gold(suite: str, root: DataRoot, examples: Iterable[Example]) -> Gold |
     }
     found: dict[str, set[str]] = {}
     unmatched: set[str] = set()
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"expected UTF-8 text in {path}, cannot read it ({error})") from error
+    for number, line in enumerate(lines, start=1):
         fields = line.split("\t")
         if len(fields) != 4:
             raise InputError(f"{path.name}, line {number}: expected qid, 0, pid and label between tabs, got {line!r}")

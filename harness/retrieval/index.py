@@ -4,7 +4,8 @@
     <work>/indexes/<retriever>-<digest>/...             whatever the retriever wrote
     <work>/indexes/<retriever>-<digest>/manifest.json   written last; only then does the folder get its name
 
-So a folder of that name is always complete, and indexing again finds it and does nothing.
+So a folder of that name was complete, and indexing again finds it and does nothing. The manifest states the size of
+every file, because an engine may answer from what is left of a damaged index without a word.
 """
 
 from __future__ import annotations
@@ -61,11 +62,19 @@ class Index:
     new: bool
 
     def open(self) -> Retriever:
+        """The retriever. Raises ``InputError`` when a file of the folder is missing or has another size than it had."""
+        found = _sizes(self.folder)
+        for name, size in read_manifest(self.folder)["files"].items():
+            if found.get(name) != size:
+                raise damaged(self.folder, f"expected {size} bytes in {name}, got {found.get(name, 'no such file')}")
         return self.config.open(self.corpus, self.folder)
 
 
 def ensure_index(config: IndexConfig, corpus: Corpus, work: Path) -> Index:
-    """The index of ``corpus`` under ``work``, made now unless it is there already."""
+    """The index of ``corpus`` under ``work``, made now unless it is there already.
+
+    Raises ``InputError`` when a folder of its name is there without its manifest.
+    """
     identity = _identity(config, corpus)
     name = digest(identity)
     folder = work / "indexes" / f"{config.retriever}-{name}"
@@ -73,28 +82,40 @@ def ensure_index(config: IndexConfig, corpus: Corpus, work: Path) -> Index:
     if new:
         partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        config.write(corpus, partial, work)
-        write_corpus(corpus, partial / PASSAGES)
-        about = {"choice": config.choice(), "passages": len(corpus.passages), "versions": config.versions()}
-        write_atomically(partial / MANIFEST, json.dumps(identity | about, indent=1, ensure_ascii=False) + "\n")
         try:
-            partial.rename(folder)
-        except OSError:
-            # Another process finished the same index first: its bytes serve as well.
-            if not (folder / MANIFEST).exists():
-                raise
-            shutil.rmtree(partial)
+            partial.mkdir(parents=True)
+            config.write(corpus, partial, work)
+            write_corpus(corpus, partial / PASSAGES)
+            about = {
+                "choice": config.choice(),
+                "passages": len(corpus.passages),
+                "versions": config.versions(),
+                "files": _sizes(partial),
+            }
+            write_atomically(partial / MANIFEST, json.dumps(identity | about, indent=1, ensure_ascii=False) + "\n")
+            _give_name(partial, folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     return Index(config=config, corpus=corpus, folder=folder, digest=name, new=new)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of an index folder. Raises ``InputError`` when there is none: the folder is not an index."""
+    """The manifest of an index folder. Raises ``InputError`` when there is none, or none of ours."""
     path = folder / MANIFEST
     if not path.exists():
         raise InputError(f"expected an index folder with {MANIFEST} at {folder}; make one with refrag-bench index")
-    manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise damaged(folder, f"{MANIFEST}: {error}") from error
+    if not isinstance(manifest, dict) or not all(isinstance(manifest.get(part), dict) for part in ("choice", "files")):
+        raise damaged(folder, f"expected choice and files in {MANIFEST}")
     return manifest
+
+
+def damaged(folder: Path, reason: str) -> InputError:
+    """The error for an index folder that is not as it was written."""
+    return InputError(f"{folder} is damaged; delete it and index again ({reason})")
 
 
 def load_index(config: IndexConfig, folder: Path, manifest: Mapping[str, Any]) -> Index:
@@ -105,6 +126,23 @@ def load_index(config: IndexConfig, folder: Path, manifest: Mapping[str, Any]) -
     if changed:
         raise InputError(f"{folder} was made of another {' and '.join(changed)}; delete it and index again")
     return Index(config=config, corpus=corpus, folder=folder, digest=digest(identity), new=False)
+
+
+def _give_name(partial: Path, folder: Path) -> None:
+    try:
+        partial.rename(folder)
+    except OSError as error:
+        if not folder.is_dir():
+            raise
+        # Where there is a manifest, another process finished the same index first: its bytes serve as well.
+        if not (folder / MANIFEST).exists():
+            raise damaged(folder, f"no {MANIFEST}") from error
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """The bytes of every file below ``folder``, by its relative name."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
 
 
 def _identity(config: IndexConfig, corpus: Corpus) -> dict[str, Any]:

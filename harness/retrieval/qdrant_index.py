@@ -99,6 +99,8 @@ def write_shard(vectors_ND: np.ndarray, folder: Path) -> None:
         shard.update(edge.UpdateOperation.upsert_points(points))
     shard.flush()
     shard.close()
+    # The first load rewrites some files; from then on they keep the sizes that the index's manifest states.
+    edge.EdgeShard.load(str(path)).close()
 
 
 class QdrantServer:
@@ -124,13 +126,16 @@ class QdrantServer:
 
 
 def connect(url: str) -> QdrantClient:
-    """The server at ``url``. Raises ``InputError`` when none answers there."""
+    """The server at ``url``. Raises ``InputError`` when none answers there, or it is no URL."""
     try:
         from qdrant_client import QdrantClient
         from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
     except ImportError as error:
         raise InputError(INSTALL) from error
-    client = QdrantClient(url=url, api_key=os.environ.get("QDRANT_API_KEY"), check_compatibility=False)
+    try:
+        client = QdrantClient(url=url, api_key=os.environ.get("QDRANT_API_KEY"), check_compatibility=False)
+    except ValueError as error:
+        raise InputError(f"expected a URL like http://localhost:6333 for the Qdrant server, got {url!r}") from error
     try:
         client.get_collections()
     except (ResponseHandlingException, UnexpectedResponse, ValueError) as error:

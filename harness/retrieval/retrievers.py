@@ -6,9 +6,10 @@ from pathlib import Path
 
 from harness.errors import InputError, unknown
 from harness.protocol import Retriever
-from harness.retrieval.index import IndexConfig, load_index, read_manifest
+from harness.retrieval.index import IndexConfig, damaged, load_index, read_manifest
 
 RETRIEVERS = ("bm25", "faiss", "qdrant")
+CHOICES = ({"retriever"}, {"retriever", "encoder"}, {"retriever", "encoder", "qdrant_url"})
 
 
 def index_config(retriever: str, encoder: str = "minilm", qdrant_url: str | None = None) -> IndexConfig:
@@ -40,7 +41,10 @@ def index_config(retriever: str, encoder: str = "minilm", qdrant_url: str | None
 def open_index(folder: Path) -> Retriever:
     """The retriever over an index folder, which ``ensure_index`` made here or on another machine.
 
-    Raises ``InputError`` when the folder is no index, or its encoder is not to be had here.
+    Raises ``InputError`` when the folder is no index, is damaged, or its encoder is not to be had here.
     """
     manifest = read_manifest(folder)
-    return load_index(index_config(**manifest["choice"]), folder, manifest).open()
+    choice = manifest["choice"]
+    if choice.keys() not in CHOICES or not all(isinstance(value, str) for value in choice.values()):
+        raise damaged(folder, f"its manifest names no retriever of ours: {choice}")
+    return load_index(index_config(**choice), folder, manifest).open()

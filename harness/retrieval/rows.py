@@ -48,7 +48,7 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
 def read_rows(path: Path) -> tuple[list[Example], str]:
     """The rows of a file as examples with passages, and the digest of its uncompressed bytes.
 
-    Raises ``InputError`` when the file is absent or broken, or naming a row that lacks something.
+    Raises ``InputError`` when the file is absent, or naming the line that is broken or the row that lacks something.
     """
     content = _read(path)
     return list(_parse(content, path)), _digest(content)
@@ -64,19 +64,30 @@ def _read(path: Path) -> bytes:
 
 
 def _parse(content: bytes, path: Path) -> Iterator[Example]:
-    try:
-        listed = json.loads(content) if content.lstrip().startswith(b"[") else map(json.loads, content.splitlines())
-        for number, row in enumerate(listed, start=1):
-            yield _example(row, path, number)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: expected JSON lines or one JSON list, got broken JSON ({error})") from error
+    # One JSON list is as good as one long line. Each is decoded alone, so that an error is on a known line.
+    parts = [content] if content.lstrip().startswith(b"[") else content.splitlines()
+    for number, part in enumerate(parts, start=1):
+        try:
+            value = json.loads(part.decode())
+        except json.JSONDecodeError as error:
+            line, reason = number - 1 + error.lineno, f"broken JSON ({error})"
+        except UnicodeDecodeError as error:
+            line, reason = number + part.count(b"\n", 0, error.start), f"bytes that are not UTF-8 ({error.reason})"
+        else:
+            rows = enumerate(value, start=1) if isinstance(value, list) else [(number, value)]
+            yield from (_example(row, path, place) for place, row in rows)
+            continue
+        raise InputError(f"{path}, line {line}: expected JSON lines or one JSON list, got {reason}")
 
 
 def _example(row: Any, path: Path, number: int) -> Example:
     try:
-        question, answers = row["question"], tuple(row["answers"])
+        question, answers = _text(row["question"]), row["answers"]
+        if not isinstance(answers, list):
+            raise TypeError(f"expected a list of answers, got {answers!r}")
+        answers = tuple(_text(answer) for answer in answers)
         passages = tuple(_passage(ctx) for ctx in row["ctxs"])
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, UnicodeEncodeError) as error:
         raise InputError(
             f"{path}, row {number}: expected question, answers and ctxs with text, missing or malformed: {error}"
         ) from error
@@ -85,8 +96,16 @@ def _example(row: Any, path: Path, number: int) -> Example:
 
 def _passage(ctx: Mapping[str, Any]) -> Passage:
     """A passage of a row; FiD's have no id, so their text gives one."""
-    title, text = ctx.get("title") or "", ctx["text"]
+    text, title = _text(ctx["text"]), _text(ctx.get("title") or "")
     return Passage(id=str(ctx["id"]) if "id" in ctx else digest([title, text]), title=title, text=text)
+
+
+def _text(value: Any) -> str:
+    """``value`` itself, if it is text that can be written: JSON can escape half a character."""
+    if not isinstance(value, str):
+        raise TypeError(f"expected text, got {value!r}")
+    value.encode()
+    return value
 
 
 def _digest(content: bytes) -> str:

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 
 from harness.errors import InputError
@@ -32,6 +34,7 @@ class TrainingState:
 
     step: int
     tokens: int
+    loss: float | None
     data: dict[str, Any]
 
 
@@ -48,8 +51,7 @@ def save(
         {"optimizers": [optimizer.state_dict() for optimizer in optimizers], "rng": torch.get_rng_state()},
         temporary / "optimizer.pt",
     )
-    header = {"step": state.step, "tokens": state.tokens, "data": state.data, "stage": stage_digest}
-    (temporary / "state.json").write_text(json.dumps(header))
+    (temporary / "state.json").write_text(json.dumps({**asdict(state), "stage": stage_digest}))
     shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)
     for old in steps(folder)[:-KEPT]:
@@ -72,15 +74,18 @@ def restore(
     if not found:
         return None
     newest = found[-1]
-    header = json.loads((newest / "state.json").read_text())
-    if header["stage"] != stage_digest:
-        raise InputError(f"{newest} belongs to another stage or recipe; expected {stage_digest}, got {header['stage']}")
     try:
-        load_model(model, str(newest / "model.safetensors"))
-    except RuntimeError as error:
-        raise InputError(f"{newest} does not fit the model: {str(error).splitlines()[0]}") from error
-    saved = torch.load(newest / "optimizer.pt", weights_only=True)
+        header = json.loads((newest / "state.json").read_text())
+        stage = header.pop("stage")
+        state = TrainingState(**header)
+        if stage == stage_digest:
+            load_model(model, str(newest / "model.safetensors"))
+            saved = torch.load(newest / "optimizer.pt", weights_only=True)
+    except (ValueError, TypeError, KeyError, RuntimeError, SafetensorError, UnpicklingError) as error:
+        raise InputError(f"checkpoint {newest} is damaged or does not fit the model; delete it to go on") from error
+    if stage != stage_digest:
+        raise InputError(f"{newest} belongs to another stage or recipe; expected {stage_digest}, got {stage}")
     for optimizer, optimizer_state in zip(optimizers, saved["optimizers"], strict=True):
         optimizer.load_state_dict(optimizer_state)
     torch.set_rng_state(saved["rng"])
-    return TrainingState(step=header["step"], tokens=header["tokens"], data=header["data"])
+    return state

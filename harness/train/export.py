@@ -46,11 +46,16 @@ def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, training:
 
 
 def read_training(folder: Path) -> dict[str, Any]:
-    """The provenance of a checkpoint; empty for one that was not trained here."""
+    """The provenance of a checkpoint; empty for one that was not trained here. ``InputError`` where it is damaged."""
     path = folder / TRAINING_FILE
     if not path.exists():
         return {}
-    found: dict[str, Any] = json.loads(path.read_text())
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} is damaged: {error}") from error
+    if not isinstance(found, dict) or not isinstance(found.get("recipe"), dict):
+        raise InputError(f"{path} is damaged: expected an object with a recipe")
     return found
 
 

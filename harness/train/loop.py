@@ -45,7 +45,7 @@ class Batches(Protocol):
 
 
 class NonFiniteLoss(ArithmeticError):
-    """The loss became NaN or infinite; raised before the optimizer step, so the weights are still whole."""
+    """The loss or its gradient became NaN or infinite; raised before the step, so the weights are still whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class Trained:
 
     steps: int
     tokens: int
-    final_loss: float
+    final_loss: float | None
 
 
 def train(
@@ -80,13 +80,13 @@ def train(
     identity = digest(stage)
     state = checkpoint.restore(folder, model, optimizers, identity)
     if state is None:
-        state = TrainingState(step=0, tokens=0, data=batches.state_dict())
+        state = TrainingState(step=0, tokens=0, loss=None, data=batches.state_dict())
     batches.load_state_dict(state.data)
     step, tokens = state.step, state.tokens
     last = stage.steps if stop_after is None else min(stage.steps, stop_after)
     folder.mkdir(parents=True, exist_ok=True)
     model.train()
-    value, started, tokens_before = float("nan"), time.perf_counter(), tokens
+    value, started, tokens_before = state.loss, time.perf_counter(), tokens
     autocast = torch.autocast(device.type, torch.bfloat16) if stage.precision == "bfloat16" else nullcontext()
 
     with (folder / "log.jsonl").open("a") as log:
@@ -108,7 +108,9 @@ def train(
             if not torch.isfinite(total):
                 raise NonFiniteLoss(f"stage {stage.name}: loss is {value} at step {step + 1} of {stage.steps}")
 
-            torch.nn.utils.clip_grad_norm_(parameters.values(), stage.clip)
+            norm = torch.nn.utils.clip_grad_norm_(parameters.values(), stage.clip)
+            if not torch.isfinite(norm):
+                raise NonFiniteLoss(f"stage {stage.name}: gradient norm is {norm} at step {step + 1} of {stage.steps}")
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
@@ -122,7 +124,7 @@ def train(
                 log.write(json.dumps(row) + "\n")
                 log.flush()
             if step % stage.checkpoint_every == 0 or step == last:
-                at = TrainingState(step=step, tokens=tokens, data=batches.state_dict())
+                at = TrainingState(step=step, tokens=tokens, loss=value, data=batches.state_dict())
                 checkpoint.save(folder, model, optimizers, at, identity)
     model.eval()
     return Trained(steps=step, tokens=tokens, final_loss=value)

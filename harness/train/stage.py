@@ -61,8 +61,7 @@ class Muon:
 class Stage:
     """One stage: how long, with which optimizer and schedule, and which parts move.
 
-    ``trained`` holds parameter-name prefixes; all others are frozen. ``starts_from`` names the stages whose
-    checkpoints this stage may start from (empty: it starts from an initialised or published model).
+    ``trained`` holds parameter-name prefixes; all others are frozen.
     """
 
     name: str
@@ -74,5 +73,4 @@ class Stage:
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
     trained: tuple[str, ...] = ("",)
-    starts_from: tuple[str, ...] = ()
     checkpoint_every: int = 100

@@ -13,13 +13,17 @@ from harness.device import open_device
 from harness.errors import InputError
 from harness.metrics import METRIC_VERSION
 from harness.prompts import PROMPT_VERSION
-from harness.record import DecodeSpec, RunRecord, RunSpec, SystemSpec
+from harness.record import DecodeSpec, RunRecord, RunSpec, SystemSpec, experiment_name
 from harness.train.export import own_template, read_training
 from slurm.jobs import Progress
 from slurm.jobs.data import RetrieveJob
 
 WORLD_READER = "The decoder was trained on the synthetic world alone."
 HAND_BUILT = "Its training started from a hand-built match-and-copy circuit (harness/model/circuit_init.py)."
+WORLD_ORDER = (
+    "Retrieval over the world ranks the right passage first, or nearly: only the same-relation set, where it stands "
+    "anywhere, tests whether people are bound to their facts."
+)
 NOT_MEANT = "It has never read natural language: scores near zero on real questions are expected."
 
 
@@ -49,11 +53,12 @@ class EvaluateJob:
 
     def run(self, progress: Progress | None = None) -> RunRecord:
         """Evaluate from where the journal ends; returns the record, old or new."""
-        if self.passages < 0 or self.max_new_tokens < 1 or self.batch_size < 1:
+        check_counts(passages=self.passages, max_new_tokens=self.max_new_tokens)
+        if self.batch_size < 1 or (self.limit is not None and self.limit < 1):
             raise InputError(
-                "expected at least 0 passages, 1 new token and a batch of 1; "
-                f"got {self.passages}, {self.max_new_tokens} and {self.batch_size}"
+                f"expected a batch and a limit of at least 1 question, got {self.batch_size} and {self.limit}"
             )
+        experiment_name(self.experiment)
         config_type = find("system", SYSTEMS, self.system)
         build_suite = find("suite", SUITES, self.suite)
         root = DataRoot.open(self.data)
@@ -98,12 +103,19 @@ class EvaluateJob:
         text = f"EM {100 * em['mean']:.1f} [{100 * em['low']:.1f}, {100 * em['high']:.1f}]  n={em['n']}"
         if chance := result.metrics.get("chance"):
             text += f"  chance {100 * chance['mean']:.1f}"
-        return text + (f"  errors {result.n_errors}" if result.n_errors else "")
+        if result.n_errors:
+            text += f"  {result.n_errors} examples raised errors (delete runs/**/{result.run_id} to run them again)"
+        return text
+
+
+def check_counts(*, passages: int, max_new_tokens: int) -> None:
+    if passages < 0 or max_new_tokens < 1:
+        raise InputError(f"expected at least 0 passages and 1 new token, got {passages} and {max_new_tokens}")
 
 
 def _notes(training: dict[str, Any], root: str) -> tuple[str, ...]:
     """What a reader of the table has to know about the checkpoint."""
-    notes = []
+    notes = [WORLD_ORDER] if is_world(root) else []
     if training.get("data") == "world":
         notes.append(WORLD_READER)
         if training["recipe"].get("start") == "circuit":

@@ -9,6 +9,7 @@ from typing import Any
 from harness.cli.catalog import SYSTEMS, find
 from harness.device import open_device
 from harness.train.export import own_template, read_training
+from slurm.jobs.evaluate import check_counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,7 @@ class GenerateJob:
 
     def run(self) -> dict[str, Any]:
         """The passages, the answer and its times."""
+        check_counts(passages=self.passages, max_new_tokens=self.max_new_tokens)
         config_type = find("system", SYSTEMS, self.system)
         from harness.model.load import load_decoder
         from harness.retrieval import open_index

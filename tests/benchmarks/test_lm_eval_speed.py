@@ -69,6 +69,7 @@ def test_five_hundred_world_questions(checkpoint: Path, world: Path, device: str
         return harness_lm.generate_until(requests, disable_tqdm=True)
 
     same = sum(a == b.strip() for a, b in zip(ours(), theirs(), strict=True))
+    assert same == len(examples)
     ways = {"ours": lambda: len(ours()), "lm_eval (hf)": lambda: len(theirs())}
     rates = interleave(ways, rounds=5)
-    report(f"500 questions, {PASSAGES} passages, batch {BATCH}; {same} answers equal", "questions/s", rates, "ours")
+    report(f"500 questions, {PASSAGES} passages, batch {BATCH}; all answers equal", "questions/s", rates, "ours")

@@ -9,7 +9,7 @@ Three properties make its scores mean something:
 1. Test entities never occur in training, and training draws its facts afresh for every example: an answer can
    only come from the passages.
 2. Every passage of the same-relation set states the asked relation, so a reader that ignores the entity scores
-   1/n there. That chance line is a metric (``chance``) and is printed beside every score.
+   about 1/n there. That chance line is a metric (``chance``) and is printed beside every score.
 3. Statement and question may use different nouns for one relation, so string matching is not enough.
 
 What it is not: natural language. Each statement is eight words of one template, and a score here says nothing

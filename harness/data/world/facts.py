@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -89,15 +90,22 @@ def ask(rng: random.Random, biography: Biography, relation: int, opening: str) -
     return f"{opening} the {rng.choice(lexicon().relations[relation].nouns)} of {biography.name}"
 
 
-def chance(passages: tuple[Passage, ...], question: str) -> float:
-    """The score of a reader that finds a value of the asked relation but ignores whose it is.
+def chance(passages: Sequence[Passage], question: str, answers: Sequence[str]) -> float:
+    """The expected exact match of a reader that finds a value of the asked relation but ignores whose it is.
 
-    1 / (number of passages that state the relation), and 0 where none does: the line that a score must part from
-    before it means that entities are bound to their facts.
+    Of all values of the relation that the passages state, the share that is right (somebody else may have the same
+    one); 0 where none is stated. A score must part from this line before it means that people are bound to their
+    facts.
     """
-    relation = relation_asked(question)
-    stating = sum(any(f" {noun} of " in passage.text for noun in relation.nouns) for passage in passages)
-    return 1.0 / stating if stating else 0.0
+    stated = [value for passage in passages for value in values_stated(passage.text, question)]
+    return sum(value in answers for value in stated) / len(stated) if stated else 0.0
+
+
+def values_stated(text: str, question: str) -> list[str]:
+    """The values of the asked relation that ``text`` states, of whomever."""
+    nouns = "|".join(relation_asked(question).nouns)
+    found: list[str] = re.findall(rf"\b(?:{nouns}) of \w+ \w+ (?:is|was) (\w+)\.", text)
+    return found
 
 
 def relation_asked(question: str) -> Relation:

@@ -246,7 +246,9 @@ def _write_same_relation(root: Path, rng: random.Random, n_questions: int, size:
             for place, b in enumerate(group)
         ]
         question = ask(rng, asked, relation, OPENING["nq"])
-        rows.append({"id": f"same_{size}_{number}", "question": question, "answers": [asked.value(relation)], "ctxs": ctxs})
+        rows.append(
+            {"id": f"same_{size}_{number}", "question": question, "answers": [asked.value(relation)], "ctxs": ctxs}
+        )
     _write_gzip(root / "ctxs" / f"same_relation_n{size}.jsonl.gz", rows)
 
 

@@ -6,7 +6,7 @@ same passages, so that one forward pass gives many supervised answers:
     <s> <passage>.. <passage>.. question? <answer> value </s> question? <answer> value </s> ...
 
 In ``same_relations`` of the sequences every passage states the same four relations, so that only the entity tells
-the answer; half of the distractors share a first or last name with somebody asked about.
+the answer; ``namesakes`` of the people share a first or last name with another.
 """
 
 from __future__ import annotations
