@@ -168,3 +168,15 @@ def test_an_unfinished_checkpoint_is_not_seen(tmp_path: Path) -> None:
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     train(stage(checkpoint_every=1), Small(), Counting(), loss, tmp_path, device=CPU)
     assert [path.name for path in checkpoint.steps(tmp_path)] == ["step-000011", "step-000012"]
+
+
+def test_a_full_disk_keeps_the_earlier_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(stage(), Small(), Counting(), loss, tmp_path, device=CPU, stop_after=4)
+
+    def full(*arguments: object) -> None:
+        raise RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed\nat line 9")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(InputError, match="cannot write the checkpoint .*step-000008: Pytorch.* failed$"):
+        train(stage(), Small(), Counting(), loss, tmp_path, device=CPU)
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["step-000004"]

@@ -41,17 +41,24 @@ class TrainingState:
 def save(
     folder: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], state: TrainingState, stage_digest: str
 ) -> None:
-    """Write the checkpoint of ``state.step`` under ``folder`` and drop all but the newest two."""
+    """Write the checkpoint of ``state.step`` under ``folder`` and drop all but the newest two.
+
+    Raises ``InputError`` where the disk does not take it; the earlier checkpoints stay.
+    """
     final = folder / f"step-{state.step:06d}"
     temporary = folder / f".{final.name}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_model(model, str(temporary / "model.safetensors"))
-    torch.save(
-        {"optimizers": [optimizer.state_dict() for optimizer in optimizers], "rng": torch.get_rng_state()},
-        temporary / "optimizer.pt",
-    )
-    (temporary / "state.json").write_text(json.dumps({**asdict(state), "stage": stage_digest}))
+    try:
+        save_model(model, str(temporary / "model.safetensors"))
+        torch.save(
+            {"optimizers": [optimizer.state_dict() for optimizer in optimizers], "rng": torch.get_rng_state()},
+            temporary / "optimizer.pt",
+        )
+        (temporary / "state.json").write_text(json.dumps({**asdict(state), "stage": stage_digest}))
+    except (SafetensorError, RuntimeError, OSError) as error:  # each library has its own word for a full disk
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise InputError(f"cannot write the checkpoint {final}: {str(error).splitlines()[0]}") from error
     shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)
     for old in steps(folder)[:-KEPT]:

@@ -15,7 +15,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def device(request: pytest.FixtureRequest) -> str:
-    return str(request.config.getoption("--device"))
+    from harness.device import open_device
+    from harness.errors import InputError
+
+    try:
+        return str(open_device(str(request.config.getoption("--device"))))
+    except InputError as error:
+        pytest.exit(str(error), returncode=2)
 
 
 @pytest.fixture(scope="session")
