@@ -48,6 +48,7 @@ class Template:
         return [ids + tag for ids in text_ids(tokenizer, texts)]
 
     def start_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """BOS, where the tokenizer has one."""
         return [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
 
     def stop_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -105,6 +106,7 @@ TEMPLATES: Mapping[str, Template] = {template.name: template for template in (TE
 
 
 def template(name: str) -> Template:
+    """The template of that name. Raises ``InputError`` with the valid names."""
     if name not in TEMPLATES:
         raise unknown("prompt template", name, TEMPLATES)
     return TEMPLATES[name]

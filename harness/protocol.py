@@ -83,12 +83,15 @@ class Suite(Protocol):
 
     name: str
 
-    def examples(self) -> Iterable[Example]: ...
+    def examples(self) -> Iterable[Example]:
+        """The questions, in the same order every time."""
 
-    def score(self, example: Example, text: str) -> dict[str, float]: ...
+    def score(self, example: Example, text: str) -> dict[str, float]:
+        """What ``text`` scores as the answer to ``example``: fractions by metric name, the same names every time."""
 
 
 class Retriever(Protocol):
     """Finds passages. ``search`` returns one list per question, best first."""
 
-    def search(self, questions: Sequence[str], k: int) -> list[list[Hit]]: ...
+    def search(self, questions: Sequence[str], k: int) -> list[list[Hit]]:
+        """The ``k`` best passages of each question (all, where the corpus has fewer), best first."""

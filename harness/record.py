@@ -50,6 +50,8 @@ class RetrievalSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class SystemSpec:
+    """Which system, with what settings, on which weights (their content hash or Hub commit)."""
+
     name: str
     config: Mapping[str, Any]
     checkpoint: str
@@ -81,9 +83,11 @@ class RunSpec:
 
     @property
     def run_id(self) -> str:
+        """The digest of everything above."""
         return digest(self)
 
     def folder(self, runs: Path) -> Path:
+        """Where this run lies below ``runs``."""
         return runs / self.suite.name / self.system.name / self.run_id
 
 
@@ -129,6 +133,7 @@ class RunRecord:
         return record
 
     def write(self, folder: Path) -> None:
+        """Put ``record.json`` into ``folder``, whole or not at all."""
         write_atomically(folder / "record.json", json.dumps(plain(self), indent=1, ensure_ascii=False) + "\n")
 
 

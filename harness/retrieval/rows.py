@@ -24,6 +24,7 @@ SCORE_DECIMALS = 6  # beyond them, the same search differs between machines
 
 
 def make_row(example: Example, hits: Sequence[Hit], has_answer: Sequence[bool]) -> dict[str, Any]:
+    """The row of one question; ``has_answer`` goes with ``hits``."""
     ctxs = [
         {
             "id": hit.passage.id,

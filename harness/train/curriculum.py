@@ -41,15 +41,10 @@ def paper_table8() -> list[list[int]]:
 
 
 def _ratio(first: int, total: int) -> float:
-    """r > 0 with first * (1 + r + ... + r^8) = total, by bisection (the sum grows with r)."""
-    low, high = 0.0, 10.0
-    for _ in range(200):
-        middle = (low + high) / 2
-        if first * sum(middle**stage for stage in range(N_STAGES)) < total:
-            low = middle
-        else:
-            high = middle
-    return low
+    """r > 0 with first * (1 + r + ... + r^8) = total."""
+    from scipy.optimize import brentq
+
+    return float(brentq(lambda r: first * sum(r**stage for stage in range(N_STAGES)) - total, 0.0, 10.0))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,9 +39,11 @@ class Batches(Protocol):
 
     def __next__(self) -> Batch: ...
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]:
+        """Where the source stands, as plain JSON values."""
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back there: the next batch is the one that came after ``state_dict`` gave ``state``."""
 
 
 class NonFiniteLoss(ArithmeticError):

@@ -109,6 +109,7 @@ class EvaluateJob:
 
 
 def check_counts(*, passages: int, max_new_tokens: int) -> None:
+    """Raise ``InputError`` for counts that no question can be answered with."""
     if passages < 0 or max_new_tokens < 1:
         raise InputError(f"expected at least 0 passages and 1 new token, got {passages} and {max_new_tokens}")
 

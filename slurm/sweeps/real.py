@@ -3,8 +3,8 @@
     refrag-bench run real --data DIR [--limit N] [--checkpoint DECODER]
 
 Fills     results/tables/real.*, results/figures/real.*; prints hit@1/5/20 of BM25, FAISS and Qdrant
-Cost      2 CPU cores, 14,000 passages, 2,600 questions: 5 to 8 minutes to embed the passages once, then under 20 to
-          read (bytes make prompts of 500 to 2,500 positions for the tiny decoder)
+Cost      14,000 passages, 2,600 questions: 7.4 minutes of one CPU thread to embed the passages once; then 19.5 minutes
+          on 2 shared cores, nearly all of it reading (bytes make prompts of 500 to 2,500 positions)
 Expect    the retrieval figures are real. The default decoder has read nothing but the synthetic world, so its EM is
           near zero: the table proves the path, not the method. Give --checkpoint for a decoder that knows English.
 """

@@ -4,8 +4,8 @@
 
 Fills     results/tables/tiny.*, results/figures/tiny.*
 Cost      offline, 5 minutes on 2 CPU cores, 4 of them training (2.6 M tokens)
-Expect    standard RAG: EM about 1.4 closed-book (one value in 36 is right by luck, when a value is said at all), 100 /
-          99 / 96 at 1 / 4 / 8 passages; on the same-relation hard set 100 / 99.8 / 98.8 at 2 / 4 / 8 passages, where a
+Expect    standard RAG: EM about 1.4 closed-book (a relation has 36 values), 100 / 99 / 96 at 1 / 4 / 8 passages; on
+          the same-relation hard set 100 / 99.8 / 98.8 at 2 / 4 / 8 passages, where a
           reader that ignores the entity scores 51 / 27 / 15
 """
 

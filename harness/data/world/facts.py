@@ -39,6 +39,7 @@ class Biography:
         return f"{words.first_names[self.person[0]]} {words.last_names[self.person[1]]}"
 
     def value(self, relation: int) -> str:
+        """The word that answers a question about ``relation`` (an index). Raises ``KeyError`` for one not stated."""
         return lexicon().relations[relation].values[dict(self.facts)[relation]]
 
 
@@ -48,6 +49,7 @@ def is_test(person: Person) -> bool:
 
 
 def draw_person(rng: random.Random, split: Split) -> Person:
+    """Anybody of the split."""
     words = lexicon()
     while True:
         person = (rng.randrange(len(words.first_names)), rng.randrange(len(words.last_names)))
@@ -56,10 +58,12 @@ def draw_person(rng: random.Random, split: Split) -> Person:
 
 
 def draw_relations(rng: random.Random) -> list[int]:
+    """The relations that one passage states."""
     return rng.sample(range(len(lexicon().relations)), FACTS_PER_PASSAGE)
 
 
 def draw_biography(rng: random.Random, person: Person, relations: list[int]) -> Biography:
+    """A value for each of ``relations``, in a random order of statements."""
     shuffled = rng.sample(relations, len(relations))
     values = lexicon().relations
     return Biography(person, tuple((index, rng.randrange(len(values[index].values))) for index in shuffled))

@@ -46,6 +46,8 @@ class Relation:
 
 @dataclass(frozen=True, slots=True)
 class Lexicon:
+    """All names and relations. A person is a first and a last name."""
+
     first_names: tuple[str, ...]
     last_names: tuple[str, ...]
     relations: tuple[Relation, ...]

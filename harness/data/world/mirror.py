@@ -128,8 +128,6 @@ def _write_nq(root: Path, rng: random.Random, asked: list[tuple[Biography, int]]
 
 
 def _write_triviaqa(root: Path, rng: random.Random, asked: list[tuple[Biography, int]]) -> list[str]:
-    import pyarrow as pa
-
     rows = []
     for number, (biography, relation) in enumerate(asked):
         value = biography.value(relation)
@@ -153,8 +151,18 @@ def _write_triviaqa(root: Path, rng: random.Random, asked: list[tuple[Biography,
                 },
             }
         )  # fmt: skip
+    folder = root / "hub" / "mandarjoshi" / "trivia_qa"
+    _write_parquet(folder / "rc.nocontext" / "validation-00000-of-00001.parquet", rows, _triviaqa_schema())
+    _write_card(folder, "rc.nocontext", "validation", "rc.nocontext/validation-*", len(rows))
+    return [str(row["question_id"]) for row in rows]
+
+
+def _triviaqa_schema() -> Any:
+    """The columns of trivia_qa rc.nocontext as the Hub types them; most of them are empty here as they are there."""
+    import pyarrow as pa
+
     texts = pa.list_(pa.string())
-    schema = pa.schema(
+    return pa.schema(
         [
             ("question", pa.string()),
             ("question_id", pa.string()),
@@ -185,10 +193,6 @@ def _write_triviaqa(root: Path, rng: random.Random, asked: list[tuple[Biography,
             ),
         ]
     )
-    folder = root / "hub" / "mandarjoshi" / "trivia_qa"
-    _write_parquet(folder / "rc.nocontext" / "validation-00000-of-00001.parquet", rows, schema)
-    _write_card(folder, "rc.nocontext", "validation", "rc.nocontext/validation-*", len(rows))
-    return [str(row["question_id"]) for row in rows]
 
 
 def _write_popqa(root: Path, rng: random.Random, asked: list[tuple[Biography, int, int]]) -> list[str]:

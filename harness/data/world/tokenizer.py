@@ -20,7 +20,7 @@ TAGS = (PAD, BOS, EOS, UNKNOWN, PASSAGE, ANSWER)
 
 
 def build_tokenizer(max_length: int = 4096) -> PreTrainedTokenizerFast:
-    """The tokenizer, built in memory in some milliseconds.
+    """The tokenizer, built in memory.
 
     ``decode(encode(text)) == text`` for every text that neither starts with a space nor holds U+2581, the two that
     this family of tokenizers (LLaMA-2's among them) folds into its word mark.
