@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from pathlib import Path
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from harness import prompts
-from harness.errors import InputError
 from harness.model.decode import greedy, left_pad
 from harness.model.llama import Llama
 from harness.model.load import Decoder
+from harness.model.prompting import Prompting
 from harness.protocol import Passage, Usage
+from harness.train.export import own_template, read_training
 
 Block = list[int]
 
@@ -33,7 +33,13 @@ class StandardRAGConfig:
     template: str = "text"
     max_positions: int | None = None
 
-    def build(self, decoder: Decoder) -> StandardRAG:
+    @classmethod
+    def defaults(cls, checkpoint: str) -> dict[str, Any]:
+        """What a checkpoint says of itself."""
+        return {"template": own_template(read_training(Path(checkpoint)))}
+
+    def build(self, decoder: Decoder, cache: Path | None = None) -> StandardRAG:  # noqa: ARG002
+        """The system. Tokens are not worth keeping: ``cache`` is left alone."""
         return StandardRAG(self, decoder)
 
 
@@ -41,70 +47,44 @@ class StandardRAG:
     """``encode`` only tokenises: each passage becomes a block of token ids."""
 
     def __init__(self, config: StandardRAGConfig, decoder: Decoder) -> None:
-        self.tokenizer = decoder.tokenizer
-        self.template = prompts.template(config.template)
-        self.window = config.max_positions or decoder.model.config.max_position_embeddings
+        self.prompting = Prompting(config.template, config.max_positions, decoder)
+        self.pad_id = self.prompting.pad_id
         self.llama = Llama(decoder.model)
-        self.stop_ids = self.template.stop_ids(self.tokenizer)
-        pad = self.tokenizer.pad_token_id
-        self.pad_id: int = self.stop_ids[0] if pad is None else pad
 
     def check(self, questions: Sequence[str], *, max_new_tokens: int) -> None:
-        start = len(self.template.start_ids(self.tokenizer))
-        for question, block in zip(questions, self.template.question_ids(self.tokenizer, questions), strict=True):
-            needed = start + len(block) + max_new_tokens
-            if needed > self.window:
-                raise InputError(
-                    f"question {question[:60]!r} needs {needed} positions with its answer; "
-                    f"the decoder's context holds {self.window}"
-                )
+        self.prompting.check(questions, max_new_tokens)
 
     def encode(self, passages: Sequence[Sequence[Passage]]) -> list[list[Block]]:
-        blocks = iter(self.template.passage_ids(self.tokenizer, [passage for row in passages for passage in row]))
-        return [list(islice(blocks, len(row))) for row in passages]
+        return [[tag + text for tag, text in row] for row in self.prompting.passages(passages)]
 
     def generate(
         self, questions: Sequence[str], context: list[list[Block]], *, max_new_tokens: int
     ) -> Iterator[Tensor]:
-        prompts_, _ = self._prompts(questions, context, max_new_tokens)
-        ids_BT, mask_BT = left_pad(prompts_, self.pad_id, self.llama.embedding.device)
+        prompts, _ = self._prompts(questions, context, max_new_tokens)
+        ids_BT, mask_BT = left_pad(prompts, self.pad_id, self.llama.embedding.device)
         return greedy(
             self.llama,
             self.llama.embed(ids_BT),
             mask_BT,
             max_new_tokens=max_new_tokens,
-            stop_ids=self.stop_ids,
+            stop_ids=self.prompting.stop_ids,
             pad_id=self.pad_id,
         )
 
     def usage(self, questions: Sequence[str], context: list[list[Block]], *, max_new_tokens: int) -> list[Usage]:
-        prompts_, read = self._prompts(questions, context, max_new_tokens)
-        return [Usage(decoder_positions=len(p), passages_read=n) for p, n in zip(prompts_, read, strict=True)]
+        prompts, read = self._prompts(questions, context, max_new_tokens)
+        return [Usage(decoder_positions=len(p), passages_read=n) for p, n in zip(prompts, read, strict=True)]
 
     def text(self, columns: Sequence[Tensor]) -> list[str]:
-        texts = self.tokenizer.batch_decode(torch.stack(list(columns), dim=1), skip_special_tokens=True)
-        return [self.template.answer(text) for text in texts]
+        return self.prompting.text(columns)
 
     def _prompts(
         self, questions: Sequence[str], context: list[list[Block]], max_new_tokens: int
     ) -> tuple[list[list[int]], list[int]]:
         """Token ids of each prompt, and how many passages found room in it."""
-        start = self.template.start_ids(self.tokenizer)
-        question_blocks = self.template.question_ids(self.tokenizer, questions)
         rows, read = [], []
-        for question, passages in zip(question_blocks, context, strict=True):
-            room = self.window - max_new_tokens - len(start) - len(question)
-            fitting = _leading_blocks_within(passages, room)
-            rows.append([*start, *(token for block in fitting for token in block), *question])
-            read.append(len(fitting))
+        for question, passages in zip(self.prompting.questions(questions), context, strict=True):
+            n = self.prompting.fitting(list(map(len, passages)), question, max_new_tokens)
+            rows.append([*self.prompting.start, *(token for block in passages[:n] for token in block), *question])
+            read.append(n)
         return rows, read
-
-
-def _leading_blocks_within(blocks: list[Block], room: int) -> list[Block]:
-    """The longest run of blocks from the front whose lengths sum to at most ``room``."""
-    total = 0
-    for index, block in enumerate(blocks):
-        total += len(block)
-        if total > room:
-            return blocks[:index]
-    return blocks

@@ -35,11 +35,17 @@ class Template:
     answer_tag: str = ""
     stop: str = ""
 
-    def passage_ids(self, tokenizer: PreTrainedTokenizerBase, passages: Sequence[Passage]) -> list[list[int]]:
-        """One block per passage."""
+    def passage_blocks(
+        self, tokenizer: PreTrainedTokenizerBase, passages: Sequence[Passage]
+    ) -> list[tuple[list[int], list[int]]]:
+        """One block per passage: its tag (no token or one) and its text, the part that may be compressed."""
         tag = _tag(tokenizer, self.passage_tag)
         texts = [self.passage.format(title=passage.title, text=passage.text) for passage in passages]
-        return [tag + ids for ids in text_ids(tokenizer, texts)]
+        return [(tag, ids) for ids in text_ids(tokenizer, texts)]
+
+    def passage_ids(self, tokenizer: PreTrainedTokenizerBase, passages: Sequence[Passage]) -> list[list[int]]:
+        """One block per passage, tag and text together."""
+        return [tag + ids for tag, ids in self.passage_blocks(tokenizer, passages)]
 
     def question_ids(self, tokenizer: PreTrainedTokenizerBase, questions: Sequence[str]) -> list[list[int]]:
         """One block per question. Data sets disagree on the question mark, so it is put there exactly once."""

@@ -70,7 +70,7 @@ def no_record(runs: Path) -> None:
         (("--checkpoint", "no/such/model"), "no decoder 'no/such/model'"),
         (("--dtype", "float33"), "unknown dtype 'float33'"),
         (("--device", "tpu9"), "device 'tpu9'"),
-        (("--template", "tags"), "unknown prompt template 'tags'"),
+        (("--set", "template=tags"), "unknown prompt template 'tags'"),
         (("--passages", "3"), "needs a frozen retrieval file"),
         (("--passages", "-1"), "expected at least 0 passages"),
         (("--batch-size", "0"), "expected a batch and a limit of at least 1"),

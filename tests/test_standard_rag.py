@@ -33,7 +33,7 @@ def answer(system: StandardRAG, questions: list[str], rows: list[list[Passage]],
 def test_the_prompt_is_start_passages_question(system: StandardRAG) -> None:
     row = passages("The rival of", "is The")
     prompt, read = system._prompts(["what is"], system.encode([row]), 4)
-    template, tokenizer = prompts.TAGGED, system.tokenizer
+    template, tokenizer = prompts.TAGGED, system.prompting.tokenizer
     blocks = template.passage_ids(tokenizer, row)
     expected = [tokenizer.bos_token_id, *blocks[0], *blocks[1], *template.question_ids(tokenizer, ["what is"])[0]]
     assert prompt == [expected]
@@ -78,7 +78,7 @@ def test_closed_book_reads_no_passage(system: StandardRAG) -> None:
 
 def test_encode_cannot_see_the_question(system: StandardRAG) -> None:
     context = system.encode([passages("The rival of")])
-    assert context == [prompts.TAGGED.passage_ids(system.tokenizer, passages("The rival of"))]
+    assert context == [prompts.TAGGED.passage_ids(system.prompting.tokenizer, passages("The rival of"))]
 
 
 def test_generated_tokens_are_those_of_transformers(system: StandardRAG) -> None:
@@ -87,7 +87,7 @@ def test_generated_tokens_are_those_of_transformers(system: StandardRAG) -> None
         torch.tensor(prompt),
         max_new_tokens=8,
         do_sample=False,
-        eos_token_id=system.stop_ids,
+        eos_token_id=system.prompting.stop_ids,
         pad_token_id=system.pad_id,
     )[0, len(prompt[0]) :]
     columns = list(system.generate(["what is the"], system.encode([passages("The rival of is")]), max_new_tokens=8))

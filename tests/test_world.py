@@ -13,15 +13,21 @@ import pytest
 from harness.data.world import facts
 from harness.data.world.lexicon import lexicon
 from harness.data.world.mirror import OPENING, WorldConfig, write_world
-from harness.data.world.reading import ReadingConfig
+from harness.data.world.practice import Practice, Reading
 from harness.data.world.tokenizer import build_tokenizer
 from harness.metrics import has_answer_dpr
 from harness.protocol import Passage
+from harness.train.rows import collate_tokens
 
 
 def read(path: Path) -> list[dict]:
     with gzip.open(path, "rt") as file:
         return [json.loads(line) for line in file]
+
+
+def reading(config: Reading) -> Practice:
+    tokenizer = build_tokenizer()
+    return Practice(config, tokenizer, lambda rows, rng: collate_tokens(rows, tokenizer.pad_token_id))
 
 
 def test_words_are_unique_and_one_token_each() -> None:
@@ -50,7 +56,7 @@ def test_no_text_is_lost(text: str) -> None:
 
 def test_training_never_names_a_test_person() -> None:
     tokenizer = build_tokenizer()
-    batches = ReadingConfig(seed=1).build(tokenizer)
+    batches = reading(Reading(seed=1))
     words = lexicon()
     first = {name: i for i, name in enumerate(words.first_names)}
     last = {name: i for i, name in enumerate(words.last_names)}
@@ -141,13 +147,12 @@ def test_a_complete_world_is_not_written_again(tmp_path: Path) -> None:
 
 
 def test_batches_depend_on_their_position_alone() -> None:
-    tokenizer = build_tokenizer()
-    batches = ReadingConfig(seed=5).build(tokenizer)
+    batches = reading(Reading(seed=5))
     for _ in range(3):
         next(batches)
     state = batches.state_dict()
     expected = next(batches)
-    again = ReadingConfig(seed=5).build(tokenizer)
+    again = reading(Reading(seed=5))
     again.load_state_dict(state)
     got = next(again)
     assert all((got[name] == expected[name]).all() for name in expected)
@@ -155,8 +160,8 @@ def test_batches_depend_on_their_position_alone() -> None:
 
 def test_every_answer_and_its_end_is_supervised() -> None:
     tokenizer = build_tokenizer()
-    config = ReadingConfig(rows=((2, 3),), questions=4)
-    batch = next(config.build(tokenizer))
+    config = Reading(sizes=((2, 3),), questions=4)
+    batch = next(reading(config))
     for ids, labels, answers in zip(batch["input_ids"], batch["labels"], batch["is_answer"], strict=True):
         supervised = ids[answers].tolist()
         assert len(supervised) == 2 * config.questions

@@ -10,6 +10,7 @@ from harness.errors import unknown
 
 SYSTEMS: Mapping[str, str] = {
     "standard_rag": "baselines.standard_rag:StandardRAGConfig",
+    "refrag_v2": "refrag_v2.system:RefragV2Config",
 }
 
 SUITES: Mapping[str, str] = {
@@ -20,7 +21,15 @@ SUITES: Mapping[str, str] = {
 }
 
 RECIPES: Mapping[str, Mapping[str, str]] = {
+    "decoder": {"pretrain": "baselines.stages:PRETRAIN"},
     "standard_rag": {"finetune": "baselines.stages:FINETUNE"},
+    "refrag_v2": {
+        "reconstruction": "refrag_v2.stages:RECONSTRUCTION",
+        "cpt": "refrag_v2.stages:CPT",
+        "mixed": "refrag_v2.stages:MIXED",
+        "finetune": "refrag_v2.stages:FINETUNE",
+        "policy": "refrag_v2.stages:POLICY",
+    },
 }
 
 EXPERIMENTS: Mapping[str, str] = {

@@ -17,13 +17,24 @@ EPILOG = """\
 examples:
   refrag-bench evaluate --system standard_rag --suite nq --checkpoint DIR --data DIR --passages 0
   refrag-bench evaluate --system standard_rag --suite nq --checkpoint DIR --data DIR --passages 8 --retrieval FILE
+  refrag-bench evaluate --system refrag_v2 --suite nq --checkpoint DIR --data DIR --passages 8 --retrieval FILE \
+      --set expand=0.1 --set select=policy
 The retrieval file is what `refrag-bench retrieve` froze, or any DPR/FiD file with the questions' ids.
+"""
+
+SETTINGS = """
+settings (--set NAME=VALUE); the checkpoint's own where it knows them:
+  template=text|tagged       the prompt template
+  max_positions=N            prompt and answer together (default: the decoder's window)
+  expand=P                   refrag_v2: share of the chunks left as tokens, 0 to 1
+  select=NAME                refrag_v2: which ones: none, all, first, random, perplexity-desc, perplexity-asc, policy,
+                             oracle (synthetic world only)
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description, parser.epilog = DESCRIPTION, EPILOG
-    parser.add_argument("--system", required=True, help="standard_rag")
+    parser.description, parser.epilog = DESCRIPTION, EPILOG + SETTINGS
+    parser.add_argument("--system", required=True, help="standard_rag, refrag_v2")
     parser.add_argument("--suite", required=True, help="nq, triviaqa, popqa; same_relation (synthetic world only)")
     add_decoder_arguments(parser)
     parser.add_argument("--passages", type=int, default=0, metavar="N", help="passages per question; 0 is closed-book")
@@ -41,7 +52,16 @@ def add_decoder_arguments(parser: argparse.ArgumentParser) -> None:
     """Which decoder answers, and how: shared with ``generate``."""
     parser.add_argument("--checkpoint", required=True, help="decoder: a local folder or a Hub id")
     parser.add_argument("--max-new-tokens", type=int, default=16, metavar="N", help="longest answer (16)")
-    parser.add_argument("--template", help="prompt template: text, tagged (default: the checkpoint's own, else text)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting of the system (see below); repeatable",
+    )
+    parser.add_argument(
+        "--chunk-cache", type=Path, metavar="DIR", help="keep chunk embeddings there, for this and later calls"
+    )
     parser.add_argument("--dtype", default="float32", help="float32 (default), bfloat16, float16")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
 
@@ -60,7 +80,8 @@ def run(args: argparse.Namespace) -> int:
         limit=args.limit,
         max_new_tokens=args.max_new_tokens,
         batch_size=args.batch_size,
-        template=args.template,
+        options=load("slurm.jobs.system:parse_settings")(args.set),
+        chunk_cache=args.chunk_cache,
         dtype=args.dtype,
         device=args.device,
         seed=args.seed,

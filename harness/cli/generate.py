@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from harness.cli.evaluate import add_decoder_arguments
+from harness.cli.evaluate import SETTINGS, add_decoder_arguments
 
 HELP = "answer one question, closed-book or over passages found in an index"
 
@@ -21,9 +21,9 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description, parser.epilog = DESCRIPTION, EPILOG
+    parser.description, parser.epilog = DESCRIPTION, EPILOG + SETTINGS
     parser.add_argument("question", metavar="QUESTION")
-    parser.add_argument("--system", default="standard_rag", help="standard_rag (default)")
+    parser.add_argument("--system", default="standard_rag", help="standard_rag (default), refrag_v2")
     add_decoder_arguments(parser)
     parser.add_argument("--index", type=Path, metavar="DIR", help="index folder to retrieve from")
     parser.add_argument("--passages", type=int, default=4, metavar="N", help="passages to read (4)")
@@ -40,7 +40,8 @@ def run(args: argparse.Namespace) -> int:
         index=args.index,
         passages=args.passages,
         max_new_tokens=args.max_new_tokens,
-        template=args.template,
+        options=load("slurm.jobs.system:parse_settings")(args.set),
+        chunk_cache=args.chunk_cache,
         dtype=args.dtype,
         device=args.device,
     ).run()

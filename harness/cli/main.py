@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from harness.errors import InputError
 
-VERBS = ("run", "index", "retrieve", "train", "generate", "evaluate", "tables", "status", "doctor")
+VERBS = ("run", "index", "retrieve", "train", "generate", "evaluate", "tables", "plan", "status", "doctor")
 
 # What a user can mend: space, rights, quotas. Every other OSError keeps its traceback.
 MENDABLE = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR}

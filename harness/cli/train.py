@@ -14,7 +14,12 @@ says where it came from."""
 
 EPILOG = """\
 examples:
-  refrag-bench train standard_rag finetune --scale tiny     the tiny reader of the synthetic world (minutes, CPU)
+  refrag-bench train decoder pretrain                       the tiny decoder that every system starts from
+  refrag-bench train standard_rag finetune                  LLaMA_FT: questions over passages as tokens
+  refrag-bench train refrag_v2 reconstruction --scale tiny-k16
+  refrag-bench train refrag_v2 cpt --scale tiny-k16         and so on: mixed, finetune, policy
+  refrag-bench train refrag_v2 cpt --scale tiny-k16 --skip refrag_v2/reconstruction --start DECODER    an ablation
+Every stage starts from the checkpoint of the one before it, and says so where that is missing.
 """
 
 

@@ -48,11 +48,15 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True, kw_only=True)
 class Decoder:
-    """A decoder with its tokenizer. ``checkpoint`` is the content hash or Hub revision: the identity in records."""
+    """A decoder with its tokenizer. ``checkpoint`` is the content hash or Hub revision: the identity in records.
+
+    ``source`` is the folder or Hub id that it came from; a system may keep more of itself there.
+    """
 
     model: LlamaForCausalLM
     tokenizer: PreTrainedTokenizerBase
     checkpoint: str
+    source: str
 
 
 def load_decoder(name: str, *, dtype: str = "float32", device: str = "cpu") -> Decoder:
@@ -103,7 +107,7 @@ def load_decoder(name: str, *, dtype: str = "float32", device: str = "cpu") -> D
         raise InputError(
             f"decoder {name}: its tokenizer has {len(tokenizer)} tokens, its embedding only {model.config.vocab_size}"
         )
-    return Decoder(model=model.to(where).eval(), tokenizer=tokenizer, checkpoint=_identity(folder, config))
+    return Decoder(model=model.to(where).eval(), tokenizer=tokenizer, checkpoint=_identity(folder, config), source=name)
 
 
 def _check_architecture(name: str, config: Any) -> None:
@@ -136,7 +140,7 @@ def random_decoder(shape: str, *, seed: int) -> LlamaForCausalLM:
 
 
 # Everything in a checkpoint folder that can move an answer.
-CONTENT = ("config.json", "*.safetensors", "tokenizer*", "special_tokens_map.json", "vocab*", "merges*")
+CONTENT = ("config.json", "refrag.json", "*.safetensors", "tokenizer*", "special_tokens_map.json", "vocab*", "merges*")
 
 
 def checkpoint_digest(folder: Path) -> str:

@@ -10,14 +10,17 @@ Legend: B rows, T positions, N chunks of all rows together, E hidden size of the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from harness.model.decode import left_pad
 
+Index = TypeVar("Index", int, Tensor)
 
-def chunk_code(index: int) -> int:
+
+def chunk_code(index: Index) -> Index:
     """The code of row ``index`` of the chunk embeddings."""
     return -1 - index
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,18 @@ if TYPE_CHECKING:
 TRAINING_FILE = "training.json"
 
 
-def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, training: dict[str, Any], folder: Path) -> Path:
-    """Write config, safetensors, tokenizer and ``training.json`` into ``folder``, complete or not at all."""
+def export(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    training: dict[str, Any],
+    folder: Path,
+    *,
+    beside: Callable[[Path], None] | None = None,
+) -> Path:
+    """Write config, safetensors, tokenizer and ``training.json`` into ``folder``, complete or not at all.
+
+    ``beside`` writes what a system keeps beside its decoder into the folder that it is given.
+    """
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -33,6 +44,8 @@ def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, training:
     try:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+        if beside:
+            beside(temporary)
         (temporary / TRAINING_FILE).write_text(json.dumps(plain(training), indent=1) + "\n")
     except SafetensorError as error:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -20,12 +20,12 @@ from harness.config import digest
 from harness.train import checkpoint
 from harness.train.checkpoint import TrainingState
 from harness.train.optim import build_optimizers, freeze
+from harness.train.rows import Batch
 from harness.train.stage import Stage
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-Batch = dict[str, "Tensor"]
 Loss = Callable[["nn.Module", Batch], "Tensor"]
 Progress = Callable[[int, float, float], None]  # after every optimizer step: step, loss, tokens per second
 LOG_EVERY = 10

@@ -2,33 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.train.loop import Batch, Loss
+from harness.train.loop import Loss
+from harness.train.rows import IGNORED, Batch
 
 if TYPE_CHECKING:
     from torch import nn
 
+Forward = Callable[["nn.Module", Batch], Tensor]
 
-def answer_loss(language_weight: float) -> Loss:
+
+def token_losses(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
+    """Cross-entropy in fp32 of every label under the position before it, (B, T - 1); 0 where it is ignored."""
+    return F.cross_entropy(
+        logits_BTV[:, :-1].float().flatten(0, 1),
+        labels_BT[:, 1:].flatten(),
+        ignore_index=IGNORED,
+        reduction="none",
+    ).view(labels_BT.shape[0], -1)
+
+
+def answer_loss(forward: Forward, language_weight: float) -> Loss:
     """Cross-entropy of the answer tokens, plus ``language_weight`` times that of all other tokens.
 
-    Both are means over their own tokens in the batch, in fp32. Labels are the inputs shifted by one; the last
-    token of every answer (its EOS) is supervised.
+    Both are means over their own tokens in the batch. ``forward`` gives the logits (B, T, V) of a batch. Labels are
+    the inputs shifted by one; the last token of every answer is supervised.
     """
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
-        # Right padding needs no mask under causal attention: no real token looks at what follows it.
-        logits_BTV = model(input_ids=batch["input_ids"], use_cache=False).logits[:, :-1].float()
-        labels_BT = batch["labels"][:, 1:]
-        losses_BT = F.cross_entropy(
-            logits_BTV.flatten(0, 1), labels_BT.flatten(), ignore_index=-100, reduction="none"
-        ).view_as(labels_BT)
-        answers_BT = batch["is_answer"][:, 1:]
-        others_BT = (labels_BT != -100) & ~answers_BT
-        return losses_BT[answers_BT].mean() + language_weight * losses_BT[others_BT].mean()
+        losses = token_losses(forward(model, batch), batch["labels"])
+        answers = batch["is_answer"][:, 1:]
+        total = losses[answers].mean()
+        if language_weight:
+            others = (batch["labels"][:, 1:] != IGNORED) & ~answers
+            total = total + language_weight * losses[others].mean()
+        return total
 
     return loss
+
+
+def read_tokens(model: nn.Module, batch: Batch) -> Tensor:
+    """Logits of an ordinary decoder. Right padding needs no mask: no real token looks at what follows it."""
+    logits: Tensor = model(input_ids=batch["input_ids"], use_cache=False).logits
+    return logits

@@ -28,25 +28,32 @@ def freeze(model: nn.Module, stage: Stage) -> dict[str, nn.Parameter]:
 def build_optimizers(parameters: dict[str, nn.Parameter], stage: Stage) -> list[torch.optim.Optimizer]:
     """One optimizer (AdamW) or two (Muon and AdamW). Each group keeps its peak rate in ``initial_lr``."""
     config = stage.optimizer
-    optimizers: list[torch.optim.Optimizer]
     if isinstance(config, AdamW):
-        optimizers = [
-            torch.optim.AdamW(
-                list(parameters.values()), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
-            )
+        groups = _groups(parameters, stage, config.lr)
+        optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(groups, betas=config.betas, weight_decay=config.weight_decay)
         ]
     else:
         assert isinstance(config, Muon)
-        matrices = [
-            p for name, p in parameters.items() if p.ndim == 2 and "embed" not in name and "lm_head" not in name
-        ]
-        matrix_ids = {id(p) for p in matrices}
-        others = [p for p in parameters.values() if id(p) not in matrix_ids]
+        matrices = {name: p for name, p in parameters.items() if _is_matrix_of_a_layer(name, p)}
+        others = {name: p for name, p in parameters.items() if name not in matrices}
         optimizers = [
-            torch.optim.Muon(matrices, lr=config.lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(others, lr=config.adamw_lr, betas=config.betas, weight_decay=0.0),
+            torch.optim.Muon(_groups(matrices, stage, config.lr), weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(_groups(others, stage, config.adamw_lr), betas=config.betas, weight_decay=0.0),
         ]
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
     return optimizers
+
+
+def _is_matrix_of_a_layer(name: str, parameter: nn.Parameter) -> bool:
+    return parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
+
+
+def _groups(parameters: dict[str, nn.Parameter], stage: Stage, lr: float) -> list[dict[str, object]]:
+    """The parameters at ``lr``, and those of the stage's boosted parts at ``boost`` times as much."""
+    boosted = {name: p for name, p in parameters.items() if stage.boosted and name.startswith(stage.boosted)}
+    plain = [p for name, p in parameters.items() if name not in boosted]
+    groups = [(plain, lr), (list(boosted.values()), lr * stage.boost)]
+    return [{"params": members, "lr": rate} for members, rate in groups if members]

@@ -61,7 +61,8 @@ class Muon:
 class Stage:
     """One stage: how long, with which optimizer and schedule, and which parts move.
 
-    ``trained`` holds parameter-name prefixes; all others are frozen.
+    ``trained`` holds parameter-name prefixes; all others are frozen. ``boosted`` are prefixes whose parameters take
+    ``boost`` times the learning rate: parts that start afresh beside trained ones.
     """
 
     name: str
@@ -73,4 +74,6 @@ class Stage:
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
     trained: tuple[str, ...] = ("",)
+    boosted: tuple[str, ...] = ()
+    boost: float = 1.0
     checkpoint_every: int = 100

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from harness.cli.catalog import SUITES, SYSTEMS, find
+from harness.config import plain
 from harness.data.sources import DataRoot
 from harness.data.world import is_world
 from harness.device import open_device
@@ -14,9 +16,10 @@ from harness.errors import InputError
 from harness.metrics import METRIC_VERSION
 from harness.prompts import PROMPT_VERSION
 from harness.record import DecodeSpec, RunRecord, RunSpec, SystemSpec, experiment_name
-from harness.train.export import own_template, read_training
+from harness.train.export import read_training
 from slurm.jobs import Progress
 from slurm.jobs.data import RetrieveJob
+from slurm.jobs.system import open_system
 
 WORLD_READER = "The decoder was trained on the synthetic world alone."
 HAND_BUILT = "Its training started from a hand-built match-and-copy circuit (harness/model/circuit_init.py)."
@@ -44,7 +47,8 @@ class EvaluateJob:
     seed: int = 0
     device: str = "cpu"
     dtype: str = "float32"
-    template: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    chunk_cache: Path | None = None
     experiment: str = "adhoc"
 
     @property
@@ -59,24 +63,26 @@ class EvaluateJob:
                 f"expected a batch and a limit of at least 1 question, got {self.batch_size} and {self.limit}"
             )
         experiment_name(self.experiment)
-        config_type = find("system", SYSTEMS, self.system)
+        find("system", SYSTEMS, self.system)
         build_suite = find("suite", SUITES, self.suite)
         root = DataRoot.open(self.data)
         frozen = self.retrieval.run().path if isinstance(self.retrieval, RetrieveJob) else self.retrieval
         suite = build_suite(self.suite, root, passages=self.passages, frozen=frozen, limit=self.limit)
 
-        from harness.model.load import load_decoder
-        from harness.run import evaluate
-
         device = open_device(self.device)
-        decoder = load_decoder(self.checkpoint, dtype=self.dtype, device=self.device)
-        training = read_training(Path(self.checkpoint))
-        config = config_type(template=self.template or own_template(training))
+        opened = open_system(
+            self.system,
+            self.checkpoint,
+            self.options,
+            dtype=self.dtype,
+            device=self.device,
+            cache=self.chunk_cache,
+        )
         spec = RunSpec(
             suite=suite.spec,
             retrieval=suite.retrieval,
             passages=self.passages,
-            system=SystemSpec(name=self.system, config=config, checkpoint=decoder.checkpoint),
+            system=SystemSpec(name=self.system, config=plain(opened.config), checkpoint=opened.checkpoint),
             decode=DecodeSpec(
                 max_new_tokens=self.max_new_tokens, batch_size=self.batch_size, device=self.device, dtype=self.dtype
             ),
@@ -84,13 +90,15 @@ class EvaluateJob:
             prompt_version=PROMPT_VERSION,
             metric_version=METRIC_VERSION,
         )
+        from harness.run import evaluate
+
         return evaluate(
             spec,
             suite,
-            config.build(decoder),
+            opened.system,
             self.runs,
             experiment=self.experiment,
-            notes=_notes(training, root.name),
+            notes=_notes(read_training(Path(self.checkpoint)), root.name),
             device=device,
             progress=progress,
         )

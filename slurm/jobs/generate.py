@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.cli.catalog import SYSTEMS, find
 from harness.device import open_device
-from harness.train.export import own_template, read_training
 from slurm.jobs.evaluate import check_counts
+from slurm.jobs.system import open_system
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,23 +23,28 @@ class GenerateJob:
     index: Path | None
     passages: int
     max_new_tokens: int
-    template: str | None
+    options: Mapping[str, Any]
     dtype: str
     device: str
+    chunk_cache: Path | None = None
 
     def run(self) -> dict[str, Any]:
         """The passages, the answer and its times."""
         check_counts(passages=self.passages, max_new_tokens=self.max_new_tokens)
-        config_type = find("system", SYSTEMS, self.system)
-        from harness.model.load import load_decoder
+        find("system", SYSTEMS, self.system)
         from harness.retrieval import open_index
         from harness.timing import timed_batch
 
         hits = open_index(self.index).search([self.question], self.passages)[0] if self.index else []
         passages = [hit.passage for hit in hits]
-        decoder = load_decoder(self.checkpoint, dtype=self.dtype, device=self.device)
-        template = self.template or own_template(read_training(Path(self.checkpoint)))
-        system = config_type(template=template).build(decoder)
+        system = open_system(
+            self.system,
+            self.checkpoint,
+            self.options,
+            dtype=self.dtype,
+            device=self.device,
+            cache=self.chunk_cache,
+        ).system
         system.check([self.question], max_new_tokens=self.max_new_tokens)
         timed = timed_batch(
             lambda: system.encode([passages]),

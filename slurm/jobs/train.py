@@ -1,78 +1,150 @@
-"""Train one stage of one system."""
+"""Train one stage of one system: find its start, check the order of stages, run the loop, export."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from harness import provenance
 from harness.cli.catalog import RECIPES, find
 from harness.config import digest
 from harness.device import open_device
-from harness.errors import unknown
+from harness.errors import InputError, unknown
+from harness.train.export import read_training
 from slurm.jobs import Progress
+
+if TYPE_CHECKING:
+    from harness.train.loop import Batches, Loss
+    from harness.train.stage import Stage
+
+ACCEPTED = Path(__file__).resolve().parents[2] / "results" / "checkpoints"
+
+
+class Recipe(Protocol):
+    """A stage with all that it needs: plain data, so that its digest names the checkpoint.
+
+    ``after`` is the stage whose checkpoint it starts from, as (system, stage, scale); None starts from nothing.
+    ``requires`` names the stages ("system/stage") that must be in that checkpoint's lineage. ``stored_as`` is the
+    dtype of the exported weights, whatever they were trained in.
+    """
+
+    @property
+    def stage(self) -> Stage: ...
+
+    @property
+    def after(self) -> tuple[str, str, str] | None: ...
+
+    @property
+    def requires(self) -> Sequence[str]: ...
+
+    @property
+    def stored_as(self) -> str: ...
+
+    def open(self, start: Path | None) -> tuple[Any, Any]:
+        """The model, as the stage finds it, and its tokenizer."""
+
+    def batches(self, model: Any, tokenizer: Any) -> Batches: ...
+
+    def loss(self) -> Loss: ...
+
+    def export(self, model: Any, tokenizer: Any, training: dict[str, Any], folder: Path) -> Path: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainJob:
-    """Train one stage of one system at one scale; the checkpoint lies in ``folder``."""
+    """Train one stage of one system at one scale; the checkpoint lies in ``folder``.
+
+    ``start`` replaces the checkpoint of the stage before it. ``skip`` names required stages that an ablation leaves
+    out. An accepted checkpoint of the same recipe is taken as it is, unless ``from_scratch``.
+    """
 
     system: str
     stage: str
     scale: str
     runs: Path
     device: str = "cpu"
+    start: Path | None = None
+    skip: tuple[str, ...] = ()
+    from_scratch: bool = False
 
-    def recipe(self) -> Any:
+    def recipe(self) -> Recipe:
         stages = find("system", RECIPES, self.system)
         scales = find(f"stage of {self.system}", stages, self.stage)
         if self.scale not in scales:
             raise unknown(f"scale of {self.system} {self.stage}", self.scale, scales)
-        return scales[self.scale]
+        recipe: Recipe = scales[self.scale]
+        return recipe
 
     @property
     def title(self) -> str:
         return f"train {self.system} {self.stage} ({self.scale})"
 
     @property
+    def before(self) -> TrainJob | None:
+        """The job that makes this one's start; None where there is nothing to make."""
+        after = self.recipe().after
+        if self.start is not None or after is None:
+            return None
+        system, stage, scale = after
+        return TrainJob(
+            system=system, stage=stage, scale=scale, runs=self.runs, device=self.device, from_scratch=self.from_scratch
+        )
+
+    @property
+    def identity(self) -> str:
+        """The digest of the recipe and of all before it: a changed recipe never meets an old checkpoint."""
+        before = self.before
+        return digest([self.recipe(), str(self.start or ""), self.skip, before.identity if before else None])
+
+    @property
+    def name(self) -> str:
+        return f"{self.system}/{self.stage}-{self.scale}-{self.identity}"
+
+    @property
     def folder(self) -> Path:
-        """Named after the recipe, so that a changed recipe never meets an old checkpoint."""
-        return self.runs / "train" / self.system / f"{self.stage}-{self.scale}-{digest(self.recipe())}"
+        """Where the training lies."""
+        return self.runs / "train" / self.name
 
     @property
     def checkpoint(self) -> Path:
-        return self.folder / "final"
+        """The finished checkpoint: the accepted one, or the one that this job trains."""
+        accepted = ACCEPTED / self.name
+        return accepted if accepted.is_dir() and not self.from_scratch else self.folder / "final"
+
+    @property
+    def finished(self) -> bool:
+        return (self.checkpoint / "config.json").exists()
 
     def run(self, progress: Progress | None = None) -> Path:
-        """Train from the newest checkpoint, if any, and export; returns the exported folder."""
-        if (self.checkpoint / "config.json").exists():
-            return self.checkpoint
-        from harness.data.world.tokenizer import ANSWER, build_tokenizer
-        from harness.model.circuit_init import circuit_init
-        from harness.model.load import random_decoder
-        from harness.train.export import export
-        from harness.train.loop import train
-        from harness.train.losses import answer_loss
+        """Train from the newest checkpoint, if any, and export; returns the exported folder.
 
+        Raises ``InputError`` where the start is missing or never went through a required stage.
+        """
+        if self.finished:
+            return self.checkpoint
         recipe, device = self.recipe(), open_device(self.device)
-        tokenizer = build_tokenizer()
-        model = random_decoder(recipe.shape, seed=recipe.stage.seed)
-        if recipe.start == "circuit":
-            circuit_init(model, tokenizer.convert_tokens_to_ids(ANSWER), recipe.stage.seed)
+        start, lineage = self._start(recipe)
+        import torch
+
+        from harness.train.loop import train
+
+        torch.set_num_threads(1)  # the order of sums, and so the weights, must not depend on the machine's cores
+        model, tokenizer = recipe.open(start)
         trained = train(
             recipe.stage,
             model.to(device),
-            recipe.data.build(tokenizer),
-            answer_loss(recipe.language_weight),
+            recipe.batches(model, tokenizer),
+            recipe.loss(),
             self.folder,
             device=device,
             progress=None if progress is None else _training_progress(progress, recipe.stage.steps),
         )
         training = {
             "system": self.system,
-            "lineage": [self.stage],
+            "lineage": [*lineage, f"{self.system}/{self.stage}"],
+            "skipped": list(self.skip),
             "scale": self.scale,
             "data": "world",
             "recipe": recipe,
@@ -81,7 +153,27 @@ class TrainJob:
             "final_loss": trained.final_loss,
             "provenance": provenance.collect(self.device),
         }
-        return export(model, tokenizer, training, self.checkpoint)
+        return recipe.export(model.to(getattr(torch, recipe.stored_as)), tokenizer, training, self.checkpoint)
+
+    def _start(self, recipe: Recipe) -> tuple[Path | None, list[str]]:
+        before = self.before
+        start = before.checkpoint if before else self.start
+        if start is None:
+            return None, []
+        if not (start / "config.json").exists():
+            how = (
+                f"run `refrag-bench train {before.system} {before.stage} --scale {before.scale}` first"
+                if before
+                else ""
+            )
+            raise InputError(f"{self.title} starts from {start}, which is not there; {how or 'expected a checkpoint'}")
+        lineage: list[str] = read_training(start).get("lineage", [])
+        if missing := [stage for stage in recipe.requires if stage not in lineage and stage not in self.skip]:
+            raise InputError(
+                f"{self.title} expects a checkpoint that went through {', '.join(missing)}; {start} went through "
+                f"{', '.join(lineage) or 'nothing known'} (an ablation says --skip {missing[0]})"
+            )
+        return start, lineage
 
     def said(self, result: Path) -> str:
         return str(result)

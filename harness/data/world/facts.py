@@ -119,3 +119,15 @@ def relation_asked(question: str) -> Relation:
         if match and match.group(1) in relation.nouns:
             return relation
     raise ValueError(f"not a question of the synthetic world: {question!r}")
+
+
+def answering_span(text: str, question: str) -> tuple[int, int] | None:
+    """Where in ``text`` the statement stands that answers ``question``, of the person asked about; None if nowhere.
+
+    Raises ``ValueError`` for a question that is not of the synthetic world.
+    """
+    asked = re.search(r"\bthe \w+ of (\w+ \w+)", question)
+    nouns = "|".join(relation_asked(question).nouns)
+    assert asked is not None  # relation_asked has found the noun before "of"
+    match = re.search(rf"\w+ (?:{nouns}) of {re.escape(asked.group(1))} (?:is|was) \w+\.", text)
+    return match.span() if match else None

@@ -1,0 +1,68 @@
+"""A prompt template bound to a decoder: what every system does before its own method starts and after it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from harness import prompts
+from harness.errors import InputError
+from harness.protocol import Passage
+
+if TYPE_CHECKING:
+    from harness.model.load import Decoder
+
+Block = tuple[list[int], list[int]]  # a passage's tag and its text
+
+
+class Prompting:
+    """Token ids of questions and passages, what ends an answer, and how much fits.
+
+    ``max_positions`` bounds prompt and answer together; None means the decoder's own window.
+    """
+
+    def __init__(self, template: str, max_positions: int | None, decoder: Decoder) -> None:
+        self.tokenizer = decoder.tokenizer
+        self.template = prompts.template(template)
+        self.window: int = max_positions or decoder.model.config.max_position_embeddings
+        self.start = self.template.start_ids(self.tokenizer)
+        self.stop_ids = self.template.stop_ids(self.tokenizer)
+        pad = self.tokenizer.pad_token_id
+        self.pad_id: int = self.stop_ids[0] if pad is None else pad
+
+    def check(self, questions: Sequence[str], max_new_tokens: int) -> None:
+        """Raise ``InputError`` naming the first question that is too long even without passages."""
+        for question, block in zip(questions, self.questions(questions), strict=True):
+            needed = len(self.start) + len(block) + max_new_tokens
+            if needed > self.window:
+                raise InputError(
+                    f"question {question[:60]!r} needs {needed} positions with its answer; "
+                    f"the decoder's context holds {self.window}"
+                )
+
+    def questions(self, questions: Sequence[str]) -> list[list[int]]:
+        """One block of token ids per question."""
+        return self.template.question_ids(self.tokenizer, questions)
+
+    def passages(self, passages: Sequence[Sequence[Passage]]) -> list[list[Block]]:
+        """One block per passage, all tokenised in one call."""
+        blocks = iter(self.template.passage_blocks(self.tokenizer, [p for row in passages for p in row]))
+        return [list(islice(blocks, len(row))) for row in passages]
+
+    def fitting(self, lengths: Sequence[int], question: Sequence[int], max_new_tokens: int) -> int:
+        """How many passages of these lengths, from the front, find room before the question and its answer."""
+        room = self.window - max_new_tokens - len(self.start) - len(question)
+        for index, length in enumerate(lengths):
+            room -= length
+            if room < 0:
+                return index
+        return len(lengths)
+
+    def text(self, columns: Sequence[Tensor]) -> list[str]:
+        """The answers that token columns (B,) spell."""
+        texts = self.tokenizer.batch_decode(torch.stack(list(columns), dim=1), skip_special_tokens=True)
+        return [self.template.answer(text) for text in texts]

@@ -1,0 +1,147 @@
+"""Which chunks are expanded back to tokens: the policy and its competitors. Each gives a score per chunk.
+
+The number expanded is exactly round(p L) of a row's L chunks whatever the selector, so that selectors are compared
+at one effective compression rate, k / (1 - p + k p) (arXiv:2509.01092v2, p. 5). Nothing is drawn at inference: two
+equal calls choose alike.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from harness.data.world.facts import answering_span
+from harness.errors import unknown
+from harness.model.chunking import chunk_texts
+from harness.train.losses import token_losses
+from harness.train.rows import IGNORED
+
+if TYPE_CHECKING:
+    from refrag_v2.model import Refrag
+
+Scores = list[list[float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """What there is to choose from, per question: its chunks as decoder tokens and as embeddings (L, E)."""
+
+    questions: Sequence[str]
+    question_ids: Sequence[Sequence[int]]
+    passages: Sequence[Sequence[Sequence[Sequence[int]]]]
+    embeddings: Sequence[Tensor]
+    tokenizer: Any
+
+    @property
+    def chunks(self) -> list[list[Sequence[int]]]:
+        """Each question's chunks in one row."""
+        return [[chunk for passage in row for chunk in passage] for row in self.passages]
+
+
+def best(scores: Sequence[float], count: int) -> frozenset[int]:
+    """The ``count`` highest scores; among equals the earlier one."""
+    return frozenset(sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:count])
+
+
+def in_order(model: Refrag, given: Candidates) -> Scores:
+    """Earlier chunks first: what nothing (``none``), everything (``all``) and the baseline ``first`` need."""
+    return [[-float(i) for i in range(len(row))] for row in given.chunks]
+
+
+def at_random(model: Refrag, given: Candidates) -> Scores:
+    """Drawn afresh for every question, but the same for the same question."""
+    scores = []
+    for question, row in zip(given.questions, given.chunks, strict=True):
+        rng = random.Random(question)
+        scores.append([rng.random() for _ in row])
+    return scores
+
+
+def hardest_first(model: Refrag, given: Candidates) -> Scores:
+    """The decoder's perplexity of each chunk on its own, after the start token (the paper's Perplexity-desc)."""
+    chunks = [chunk for row in given.chunks for chunk in row]
+    if not chunks:
+        return [[] for _ in given.chunks]
+    device = model.decoder.device
+    start = [] if given.tokenizer.bos_token_id is None else [given.tokenizer.bos_token_id]
+    rows = [torch.tensor([*start, *chunk], device=device) for chunk in chunks]
+    ids = pad_sequence(rows, batch_first=True)
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    labels = ids.masked_fill(torch.arange(ids.shape[1], device=device)[None] >= lengths[:, None], IGNORED)
+    losses = token_losses(model.decoder(input_ids=ids, use_cache=False).logits, labels)
+    means = iter((losses.sum(-1) / (lengths - 1).clamp(min=1)).tolist())
+    return [[next(means) for _ in row] for row in given.chunks]
+
+
+def easiest_first(model: Refrag, given: Candidates) -> Scores:
+    """The other way round (the paper's Perplexity-asc)."""
+    return [[-score for score in row] for row in hardest_first(model, given)]
+
+
+def oracle(model: Refrag, given: Candidates) -> Scores:
+    """The chunks that hold a part of the asked fact, known only in the synthetic world: the ceiling of selection."""
+    return [
+        [score for passage in row for score in _states(given.tokenizer, passage, question)]
+        for question, row in zip(given.questions, given.passages, strict=True)
+    ]
+
+
+def _states(tokenizer: Any, chunks: Sequence[Sequence[int]], question: str) -> list[float]:
+    """1 for every chunk that shares a character with the sentence that answers ``question``."""
+    if not chunks:
+        return []
+    ids = [token for chunk in chunks for token in chunk]
+    k = len(chunks[0])
+    texts = chunk_texts(tokenizer, ids, k)
+    span = answering_span("".join(texts), question)
+    scores, end = [], 0
+    for text in texts:
+        begin, end = end, end + len(text)
+        scores.append(float(span is not None and begin < span[1] and span[0] < end))
+    return scores
+
+
+def by_policy(model: Refrag, given: Candidates) -> Scores:
+    """The trained policy's logits."""
+    assert model.policy is not None
+    device = model.decoder.device
+    lengths = [len(row) for row in given.chunks]
+    if not any(lengths):
+        return [[] for _ in lengths]
+    asked = [model.decoder.model.embed_tokens(torch.tensor(list(ids), device=device)) for ids in given.question_ids]
+    logits = model.policy(
+        pad_sequence(asked, batch_first=True),
+        _mask([len(ids) for ids in given.question_ids], device),
+        pad_sequence(list(given.embeddings), batch_first=True),
+        _mask(lengths, device),
+    )
+    return [row[:length].tolist() for row, length in zip(logits, lengths, strict=True)]
+
+
+def _mask(lengths: Sequence[int], device: torch.device) -> Tensor:
+    return torch.arange(max(lengths), device=device)[None] < torch.tensor(lengths, device=device)[:, None]
+
+
+SELECTORS: Mapping[str, Callable[[Refrag, Candidates], Scores]] = {
+    "none": in_order,
+    "all": in_order,
+    "first": in_order,
+    "random": at_random,
+    "perplexity-desc": hardest_first,
+    "perplexity-asc": easiest_first,
+    "oracle": oracle,
+    "policy": by_policy,
+}
+
+
+def selector(name: str) -> Callable[[Refrag, Candidates], Scores]:
+    """The selector of that name. Raises ``InputError`` with the valid names."""
+    if name not in SELECTORS:
+        raise unknown("selector", name, SELECTORS)
+    return SELECTORS[name]

@@ -1,0 +1,236 @@
+"""REFRAG's training, stage by stage, as data. The paper's recipe (arXiv:2509.01092v2, section 4, p. 19) and ours:
+
+    stage           task                          trained               paper: peak LR   here
+    reconstruction  x_1:kL from L embeddings      encoder + projector   2e-4             SCALES, below
+    cpt             next paragraph                everything            5e-5
+    mixed           the same, 10 % as tokens      everything            not stated
+    policy          pick chunks (policy.py)       policy                not stated
+    finetune        questions over passages       everything            2e-5
+
+Common to all in the paper: AdamW, 4 % linear warm-up, cosine, batch 256, bf16; it states neither betas, weight decay
+nor clipping: (0.9, 0.95), 0 and 1.0 here. The curriculum (Table 8) is used for both tasks of the first two stages.
+
+The order is part of the method: ``requires`` names what a stage's start must have gone through, and training refuses
+anything else unless an ablation says so. The policy is trained last, on the model that it will serve: the reward is
+the likelihood of that model's answers.
+
+At the tiny scale matrices are trained by Muon and everything else by AdamW, at rates found by trial (results/LOG.md):
+0.9 M parameters take, and need, far larger steps than 7 B.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from harness.data.world.practice import Copying, Exercise, Growing, Practice, Reading, Retelling
+from harness.model.chunking import EncoderInputs
+from harness.train.chunk_rows import condense, expand_at_random, lay_out
+from harness.train.losses import answer_loss
+from harness.train.rows import Batch
+from harness.train.stage import AdamW, Muon, Schedule, Stage
+from refrag_v2.grpo import GrpoConfig, PolicyTraining, grpo
+from refrag_v2.model import RefragConfig
+from refrag_v2.policy import Policy, PolicyConfig
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Sequence
+
+    from torch import Tensor, nn
+
+    from harness.train.loop import Loss
+    from harness.train.rows import Row
+    from refrag_v2.model import Refrag
+
+Start = tuple[str, str, str]
+ENCODING = ("encoder", "projector")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefragRecipe:
+    """A stage of everything but the policy. Each row draws its share of expanded chunks from ``expand``.
+
+    ``model`` builds encoder and projector around a plain decoder; after the first stage it is what the start has.
+    """
+
+    stage: Stage
+    after: Start
+    requires: tuple[str, ...]
+    model: RefragConfig
+    data: Exercise
+    expand: tuple[float, ...] = (0.0,)
+    language_weight: float = 0.0
+    template: str = "tagged"
+    stored_as: str = "bfloat16"
+
+    def open(self, start: Path | None) -> tuple[Refrag, Any]:
+        return open_model(self.model, start, seed=self.stage.seed)
+
+    def batches(self, model: Refrag, tokenizer: Any) -> Practice:
+        def collate(rows: Sequence[Row], rng: random.Random) -> Batch:
+            batch = lay_out_for(model, rows, tokenizer)
+            return condense(batch, expand_at_random(batch["n_chunks"], self.expand, rng))
+
+        return Practice(self.data, tokenizer, collate)
+
+    def loss(self) -> Loss:
+        return answer_loss(read_chunks, self.language_weight)
+
+    def export(self, model: Refrag, tokenizer: Any, training: dict[str, Any], folder: Path) -> Path:
+        from refrag_v2.checkpoint import save_refrag
+
+        return save_refrag(model, tokenizer, training, folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyRecipe:
+    """The policy stage: a fresh policy on a trained model, moved by GRPO."""
+
+    stage: Stage
+    after: Start
+    requires: tuple[str, ...]
+    model: RefragConfig
+    data: Exercise
+    policy: PolicyConfig = PolicyConfig()
+    grpo: GrpoConfig = GrpoConfig()
+    template: str = "tagged"
+    stored_as: str = "bfloat16"
+
+    def open(self, start: Path | None) -> tuple[PolicyTraining, Any]:
+        import torch
+
+        model, tokenizer = open_model(self.model, start, seed=self.stage.seed)
+        torch.manual_seed(self.stage.seed)
+        model.policy = Policy(self.policy, model.decoder.config.hidden_size)
+        return PolicyTraining(model), tokenizer
+
+    def batches(self, model: PolicyTraining, tokenizer: Any) -> Practice:
+        return Practice(self.data, tokenizer, lambda rows, rng: lay_out_for(model.refrag, rows, tokenizer))
+
+    def loss(self) -> Loss:
+        return lambda model, batch: grpo(cast("PolicyTraining", model), batch, self.grpo)
+
+    def export(self, model: PolicyTraining, tokenizer: Any, training: dict[str, Any], folder: Path) -> Path:
+        from refrag_v2.checkpoint import save_refrag
+
+        return save_refrag(model.refrag, tokenizer, training, folder)
+
+
+def lay_out_for(model: Refrag, rows: Sequence[Row], tokenizer: Any) -> Batch:
+    """A batch with all chunks expanded, and what the encoder reads for them."""
+    return lay_out(rows, model.config.k, lambda texts: model.inputs(texts, tokenizer), tokenizer.pad_token_id)
+
+
+def open_model(config: RefragConfig, start: Path | None, *, seed: int) -> tuple[Refrag, Any]:
+    """The model in ``start``; around a plain decoder a fresh encoder and projector as ``config`` says.
+
+    Raises ``InputError`` where ``start`` was built otherwise.
+    """
+    import torch
+
+    from harness.errors import InputError
+    from harness.model.load import load_decoder
+    from refrag_v2.checkpoint import CONFIG_FILE, load_refrag
+    from refrag_v2.model import Refrag, encoder_tokenizer
+
+    if start is None:
+        raise InputError("REFRAG starts from a decoder; none was given")
+    decoder = load_decoder(str(start))
+    if not (start / CONFIG_FILE).exists():
+        torch.manual_seed(seed)
+        return Refrag(config, decoder.model, encoder_tokenizer(config)), decoder.tokenizer
+    model = load_refrag(start, decoder.model)
+    if model.config != config:
+        raise InputError(f"{start} was built as {model.config}; this stage expects {config}")
+    return model, decoder.tokenizer
+
+
+def read_chunks(model: nn.Module, batch: Batch) -> Tensor:
+    """Logits (B, T, V) over the spliced input of a batch of ``collate_chunks``."""
+    refrag = cast("Refrag", model)
+    inputs = EncoderInputs(batch["encoder_ids"], batch["encoder_mask"], batch["encoder_chunk"])
+    logits: Tensor = refrag(batch["input_ids"], refrag.encode(inputs))
+    return logits
+
+
+_TINY_SCHEDULE = Schedule(warmup=0.04, decay="cosine", floor=0.05)
+
+
+def _tiny(name: str, steps: int, lr: float, trained: tuple[str, ...] = ("",)) -> Stage:
+    return Stage(
+        name=name,
+        steps=steps,
+        optimizer=Muon(lr=lr, adamw_lr=0.7 * lr),
+        schedule=_TINY_SCHEDULE,
+        trained=trained,
+        boosted=ENCODING,
+        boost=4.0,
+    )
+
+
+def tiny(k: int) -> dict[str, RefragRecipe | PolicyRecipe]:
+    """All stages at the tiny scale with chunks of ``k`` tokens."""
+    scale = f"tiny-k{k}"
+    model = RefragConfig(k=k)
+
+    def growing(steps: int, longest: int) -> Growing:
+        """Contexts from one chunk up to ``longest`` tokens, by the paper's table."""
+        return Growing(k=k, steps=steps, max_chunks=longest // k, tokens=1024)
+
+    recipe = partial(RefragRecipe, model=model)
+    reconstruction, cpt, mixed, finetune, policy = 300, 2000, 400, 800, 600
+    everything = "refrag_v2/reconstruction", "refrag_v2/cpt", "refrag_v2/mixed"
+    return {
+        "reconstruction": recipe(
+            after=("decoder", "pretrain", "tiny"),
+            requires=(),
+            stage=_tiny("reconstruction", reconstruction, 1e-3, trained=ENCODING),
+            data=Copying(growing=growing(reconstruction, 64)),
+        ),
+        "cpt": recipe(
+            after=("refrag_v2", "reconstruction", scale),
+            requires=everything[:1],
+            stage=_tiny("cpt", cpt, 1e-3),
+            data=Retelling(growing=growing(cpt, 256)),
+            language_weight=0.1,
+        ),
+        "mixed": recipe(
+            after=("refrag_v2", "cpt", scale),
+            requires=everything[:2],
+            stage=_tiny("mixed", mixed, 1e-3),
+            data=Retelling(growing=Growing(k=k, steps=1, max_chunks=256 // k, tokens=1024, curriculum="none")),
+            expand=(0.1,),
+            language_weight=0.1,
+        ),
+        "finetune": recipe(
+            after=("refrag_v2", "mixed", scale),
+            requires=everything,
+            stage=_tiny("finetune", finetune, 1e-3),
+            data=Reading(),
+            expand=(0.0, 0.0, 0.1, 0.3, 1.0),
+            language_weight=0.02,
+        ),
+        "policy": PolicyRecipe(
+            after=("refrag_v2", "finetune", scale),
+            requires=(*everything, "refrag_v2/finetune"),
+            stage=Stage(
+                name="policy",
+                steps=policy,
+                optimizer=AdamW(lr=1e-3),
+                schedule=_TINY_SCHEDULE,
+                trained=("refrag.policy.",),
+            ),
+            model=model,
+            data=Reading(sizes=((8, 32),), questions=1),
+        ),
+    }
+
+
+_TINY = {f"tiny-k{k}": tiny(k) for k in (4, 8, 16, 32)}
+RECONSTRUCTION, CPT, MIXED, FINETUNE, POLICY = (
+    {scale: recipes[stage] for scale, recipes in _TINY.items()}
+    for stage in ("reconstruction", "cpt", "mixed", "finetune", "policy")
+)

@@ -1,0 +1,229 @@
+"""REFRAG v2 as a system: passages become chunk embeddings, a few chunks are expanded, the decoder reads the rest.
+
+``encode`` turns every passage into chunk embeddings without seeing the question, so they can be kept
+(``harness.model.chunk_cache``). ``generate`` chooses which chunks to expand, splices chunk embeddings and tokens into
+one input and decodes on the loop that every system shares. With everything expanded the input is standard RAG's, token
+for token.
+
+Legend: M chunks of the whole batch, E decoder width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.config import digest
+from harness.errors import InputError
+from harness.model.chunk_cache import ChunkCache
+from harness.model.chunking import effective_rate, expanded_count, split
+from harness.model.decode import greedy
+from harness.model.llama import Llama
+from harness.model.load import Decoder
+from harness.model.prompting import Prompting
+from harness.model.splice import chunk_code, splice
+from harness.protocol import Passage, Usage
+from harness.train.export import own_template, read_training
+from refrag_v2.checkpoint import load_refrag, read_config
+from refrag_v2.selectors import Candidates, best, selector
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefragV2Config:
+    """``k`` is the checkpoint's chunk length; ``expand`` is p, the share of chunks left as tokens; ``select`` picks.
+
+    ``max_positions`` bounds prompt and answer together; None means the decoder's own window.
+    """
+
+    k: int
+    template: str = "text"
+    expand: float = 0.0
+    select: str = "none"
+    max_positions: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.expand <= 1:
+            raise InputError(f"expected a share of expanded chunks from 0 to 1, got {self.expand}")
+        selector(self.select)
+        if (self.select == "none") != (self.expand == 0) or (self.select == "all") != (self.expand == 1):
+            raise InputError(
+                f"expand={self.expand} does not go with select={self.select!r}: 0 is 'none', 1 is 'all', and what lies "
+                "between needs a selector"
+            )
+
+    @classmethod
+    def defaults(cls, checkpoint: str) -> dict[str, Any]:
+        """What a checkpoint says of itself. Raises ``InputError`` where it is not REFRAG's."""
+        model, _ = read_config(Path(checkpoint))
+        return {"k": model.k, "template": own_template(read_training(Path(checkpoint)))}
+
+    def build(self, decoder: Decoder, cache: Path | None = None) -> RefragV2:
+        return RefragV2(self, decoder, cache)
+
+
+@dataclass(frozen=True)
+class ChunkedPassage:
+    """A passage as its tag, its chunks as decoder tokens, and the row of the first in the batch's embeddings."""
+
+    tag: list[int]
+    chunks: list[list[int]]
+    first: int
+
+    def codes(self, expanded: frozenset[int]) -> list[int]:
+        """The tag, then every chunk: its tokens where its row is in ``expanded``, else the code of its embedding."""
+        out = list(self.tag)
+        for row, chunk in enumerate(self.chunks, start=self.first):
+            out += chunk if row in expanded else [chunk_code(row)]
+        return out
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """What ``encode`` prepares: per question its passages, and all chunk embeddings (M, E)."""
+
+    passages: list[list[ChunkedPassage]]
+    embeddings_ME: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChunkUsage(Usage):
+    """``effective_rate`` is k / (1 - p + k p) at the share of chunks that was really expanded."""
+
+    chunks: int
+    chunks_expanded: int
+    effective_rate: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One question's prompt: the passages that found room, what was expanded in them, and by what scores."""
+
+    passages: list[ChunkedPassage]
+    rows: range
+    scores: list[float]
+    expanded: frozenset[int]
+    codes: list[int]
+
+
+class RefragV2:
+    """REFRAG on a checkpoint of ``train refrag_v2``."""
+
+    def __init__(self, config: RefragV2Config, decoder: Decoder, cache: Path | None = None) -> None:
+        self.config = config
+        self.model = load_refrag(Path(decoder.source), decoder.model)
+        if self.model.config.k != config.k:
+            raise InputError(f"the checkpoint has chunks of {self.model.config.k} tokens; k={config.k} is not its k")
+        self.select = selector(config.select)
+        if config.select == "policy" and self.model.policy is None:
+            raise InputError("this checkpoint has no policy; run `train refrag_v2 policy`, or choose another selector")
+        self.prompting = Prompting(config.template, config.max_positions, decoder)
+        self.pad_id = self.prompting.pad_id
+        self.llama = Llama(decoder.model)
+        identity = digest([decoder.checkpoint, str(decoder.model.dtype), asdict(self.model.config)])
+        self.cache = ChunkCache(cache, identity) if cache else None
+
+    def check(self, questions: Sequence[str], *, max_new_tokens: int) -> None:
+        self.prompting.check(questions, max_new_tokens)
+
+    @torch.inference_mode()
+    def encode(self, passages: Sequence[Sequence[Passage]]) -> Chunks:
+        blocks = self.prompting.passages(passages)
+        texts = [text for row in blocks for _, text in row]
+        first = 0
+        rows: list[list[ChunkedPassage]] = []
+        for row in blocks:
+            rows.append([])
+            for tag, text in row:
+                chunks = split(text, self.config.k)
+                rows[-1].append(ChunkedPassage(tag, chunks, first))
+                first += len(chunks)
+        if self.cache:
+            embeddings = self.cache.embed(texts, self._encode_apart).to(self.llama.embedding.device)
+        else:
+            embeddings = self._encode(texts)
+        return Chunks(rows, embeddings)
+
+    def generate(self, questions: Sequence[str], context: Chunks, *, max_new_tokens: int) -> Iterator[Tensor]:
+        choices = self.choose(questions, context, max_new_tokens)
+        with torch.inference_mode():
+            inputs_BTE, mask_BT = splice(
+                [choice.codes for choice in choices], context.embeddings_ME, self.llama.embed, self.pad_id
+            )
+        return greedy(
+            self.llama,
+            inputs_BTE,
+            mask_BT,
+            max_new_tokens=max_new_tokens,
+            stop_ids=self.prompting.stop_ids,
+            pad_id=self.pad_id,
+        )
+
+    def usage(self, questions: Sequence[str], context: Chunks, *, max_new_tokens: int) -> list[Usage]:
+        return [
+            ChunkUsage(
+                decoder_positions=len(choice.codes),
+                passages_read=len(choice.passages),
+                chunks=len(choice.rows),
+                chunks_expanded=len(choice.expanded),
+                effective_rate=effective_rate(self.config.k, len(choice.expanded), len(choice.rows)),
+            )
+            for choice in self.choose(questions, context, max_new_tokens)
+        ]
+
+    def text(self, columns: Sequence[Tensor]) -> list[str]:
+        return self.prompting.text(columns)
+
+    @torch.inference_mode()
+    def choose(self, questions: Sequence[str], context: Chunks, max_new_tokens: int) -> list[Choice]:
+        """Which chunks each question has expanded, and its prompt. The same every time it is asked."""
+        asked = self.prompting.questions(questions)
+        read = [
+            self._fitting(row, question, max_new_tokens) for row, question in zip(context.passages, asked, strict=True)
+        ]
+        given = Candidates(
+            questions=questions,
+            question_ids=asked,
+            passages=[[passage.chunks for passage in row] for row in read],
+            embeddings=[context.embeddings_ME[_rows(row).start : _rows(row).stop] for row in read],
+            tokenizer=self.prompting.tokenizer,
+        )
+        scores = self.select(self.model, given)
+        choices = []
+        for row, question, score in zip(read, asked, scores, strict=True):
+            rows = _rows(row)
+            picked = best(score, expanded_count(self.config.expand, len(rows)))
+            expanded = frozenset(rows[i] for i in picked)
+            codes = [*self.prompting.start, *(code for p in row for code in p.codes(expanded)), *question]
+            choices.append(Choice(row, rows, score, expanded, codes))
+        return choices
+
+    def _fitting(
+        self, passages: list[ChunkedPassage], question: list[int], max_new_tokens: int
+    ) -> list[ChunkedPassage]:
+        """The passages that find room even if the chunks that are expanded are the longest of each."""
+        n = len(passages)
+        while n:
+            count = expanded_count(self.config.expand, sum(len(p.chunks) for p in passages[:n]))
+            positions = sum(len(p.tag) + len(p.chunks) for p in passages[:n]) + count * (self.config.k - 1)
+            if self.prompting.fitting([positions], question, max_new_tokens):
+                break
+            n -= 1
+        return passages[:n]
+
+    def _encode(self, texts: Sequence[Sequence[int]]) -> Tensor:
+        return self.model.encode(self.model.inputs(texts, self.prompting.tokenizer))
+
+    def _encode_apart(self, texts: Sequence[Sequence[int]]) -> list[Tensor]:
+        return list(self._encode(texts).split([len(split(text, self.config.k)) for text in texts]))
+
+
+def _rows(passages: Sequence[ChunkedPassage]) -> range:
+    """The rows of a question's chunks in the batch's embeddings: its passages stand side by side."""
+    if not passages:
+        return range(0)
+    return range(passages[0].first, passages[-1].first + len(passages[-1].chunks))

@@ -1,0 +1,113 @@
+"""Joint reconstruction, forward and backward: our batched path against a loop over examples and their chunks.
+
+The loop encodes one chunk per call and runs the decoder on one example at a time, as public implementations do. Both
+start from the same rows of token ids and the same weights, and must come to the same loss and the same gradients.
+"""
+
+import random
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from interleaved import interleave, report
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from harness.data.world.practice import Copying, Growing
+from harness.data.world.tokenizer import build_tokenizer
+from harness.model.chunking import EncoderInputs, split
+from harness.train.chunk_rows import condense
+from harness.train.losses import answer_loss
+from harness.train.rows import Row
+from refrag_v2.model import Refrag, RefragConfig
+from refrag_v2.stages import ENCODING, lay_out_for, read_chunks
+
+BATCH, CONTEXT, K = 8, 512, 16
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def decoder_of_3_7_million() -> LlamaForCausalLM:
+    config = LlamaConfig(
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        vocab_size=974,
+        max_position_embeddings=4096,
+        tie_word_embeddings=False,
+    )
+    return LlamaForCausalLM._from_config(config, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("trained", [ENCODING, ("",)], ids=["encoder and projector", "everything"])
+def test_joint_reconstruction(device: str, trained: tuple[str, ...]) -> None:
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer()
+    model = Refrag(RefragConfig(k=K), decoder_of_3_7_million()).to(device)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(trained))
+    growing = Growing(k=K, steps=1, max_chunks=CONTEXT // K, tokens=BATCH * CONTEXT, curriculum="none")
+    rows = Copying(growing=growing).draw(random.Random(0), 0, tokenizer)
+    assert [len(row.context[0].text) for row in rows] == [CONTEXT] * BATCH
+    batched_loss = answer_loss(read_chunks, language_weight=0.0)
+
+    def ours() -> float:
+        batch = lay_out_for(model, rows, tokenizer)
+        nothing_expanded = torch.zeros(BATCH, CONTEXT // K, dtype=torch.bool)
+        batch = {name: tensor.to(device) for name, tensor in condense(batch, nothing_expanded).items()}
+        model.zero_grad()
+        return backward(batched_loss(model, batch))
+
+    def naive() -> float:
+        model.zero_grad()
+        return sum(backward(one_by_one(model, row) / BATCH) for row in rows)
+
+    assert ours() == pytest.approx(naive(), abs=1e-4)
+    ours()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    naive()
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert expected.keys() == found.keys()
+    largest = max(float(gradient.abs().max()) for gradient in expected.values())
+    assert largest > 1e-3, "or any two gradients are equal"
+    for name, gradient in expected.items():
+        torch.testing.assert_close(gradient, found[name], atol=1e-4 * largest, rtol=1e-4, msg=name)
+
+    tokens = BATCH * CONTEXT
+    ways = {"ours": lambda: ours() and tokens, "one chunk, one example at a time": lambda: naive() and tokens}
+    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    title = (
+        f"reconstruction, forward and backward, batch {BATCH}, {CONTEXT} tokens of context, k = {K}, {device}, "
+        f"{torch.get_num_threads()} thread; trained: {' '.join(trained) or 'everything'}; "
+        + ", ".join(f"{name} {size / 1e6:.2f} M" for name, size in sizes.items())
+    )
+    report(title, "context tokens/s", interleave(ways, rounds=9), "ours")
+
+
+def backward(loss: torch.Tensor) -> float:
+    loss.backward()
+    return loss.item()
+
+
+def one_by_one(model: Refrag, row: Row) -> torch.Tensor:
+    """The mean loss of one example, every chunk encoded by a call of its own."""
+    embed, device = model.decoder.model.embed_tokens, model.decoder.device
+    parts = [embed(torch.tensor(row.start, device=device))]
+    for block in row.context:
+        for chunk in split(block.text, K):
+            ids = torch.tensor([chunk], device=device)
+            parts.append(
+                model.encode(EncoderInputs(ids, torch.ones_like(ids, dtype=torch.bool), torch.zeros_like(ids)))
+            )
+    tail = torch.tensor(row.tail, device=device)
+    inputs = torch.cat([*parts, embed(tail)])
+    logits = model.decoder(inputs_embeds=inputs[None], use_cache=False).logits[0]
+    return F.cross_entropy(logits[-len(tail) - 1 : -1], tail)
