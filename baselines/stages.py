@@ -53,7 +53,9 @@ class DecoderRecipe:
         return model, tokenizer
 
     def batches(self, model: Any, tokenizer: Any) -> Practice:
-        return Practice(self.data, tokenizer, lambda rows, rng: collate_tokens(rows, tokenizer.pad_token_id))
+        return Practice(
+            self.data, tokenizer, lambda rows, rng: collate_tokens(rows, tokenizer.pad_token_id), seed=self.stage.seed
+        )
 
     def loss(self) -> Loss:
         return answer_loss(read_tokens, self.language_weight)

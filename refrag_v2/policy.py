@@ -52,6 +52,8 @@ class Policy(nn.Module):
         self.norm = nn.LayerNorm(W)
         self.match = nn.Linear(W, W, bias=False)
         self.merit = nn.Linear(W, 1)
+        nn.init.orthogonal_(self.project.weight)
+        nn.init.eye_(self.match.weight)
 
     def forward(
         self, question_BQE: Tensor, question_mask_BQ: Tensor, chunks_BLE: Tensor, chunk_mask_BL: Tensor

@@ -74,7 +74,7 @@ class RefragRecipe:
             batch = lay_out_for(model, rows, tokenizer)
             return condense(batch, expand_at_random(batch["n_chunks"], self.expand, rng))
 
-        return Practice(self.data, tokenizer, collate)
+        return Practice(self.data, tokenizer, collate, seed=self.stage.seed)
 
     def loss(self) -> Loss:
         return answer_loss(read_chunks, self.language_weight)
@@ -108,7 +108,9 @@ class PolicyRecipe:
         return PolicyTraining(model), tokenizer
 
     def batches(self, model: PolicyTraining, tokenizer: Any) -> Practice:
-        return Practice(self.data, tokenizer, lambda rows, rng: lay_out_for(model.refrag, rows, tokenizer))
+        return Practice(
+            self.data, tokenizer, lambda rows, rng: lay_out_for(model.refrag, rows, tokenizer), seed=self.stage.seed
+        )
 
     def loss(self) -> Loss:
         return lambda model, batch: grpo(cast("PolicyTraining", model), batch, self.grpo)

@@ -25,9 +25,9 @@ def read(path: Path) -> list[dict]:
         return [json.loads(line) for line in file]
 
 
-def reading(config: Reading) -> Practice:
+def reading(config: Reading, seed: int = 0) -> Practice:
     tokenizer = build_tokenizer()
-    return Practice(config, tokenizer, lambda rows, rng: collate_tokens(rows, tokenizer.pad_token_id))
+    return Practice(config, tokenizer, lambda rows, rng: collate_tokens(rows, tokenizer.pad_token_id), seed=seed)
 
 
 def test_words_are_unique_and_one_token_each() -> None:
@@ -56,7 +56,7 @@ def test_no_text_is_lost(text: str) -> None:
 
 def test_training_never_names_a_test_person() -> None:
     tokenizer = build_tokenizer()
-    batches = reading(Reading(seed=1))
+    batches = reading(Reading(), seed=1)
     words = lexicon()
     first = {name: i for i, name in enumerate(words.first_names)}
     last = {name: i for i, name in enumerate(words.last_names)}
@@ -147,12 +147,12 @@ def test_a_complete_world_is_not_written_again(tmp_path: Path) -> None:
 
 
 def test_batches_depend_on_their_position_alone() -> None:
-    batches = reading(Reading(seed=5))
+    batches = reading(Reading(), seed=5)
     for _ in range(3):
         next(batches)
     state = batches.state_dict()
     expected = next(batches)
-    again = reading(Reading(seed=5))
+    again = reading(Reading(), seed=5)
     again.load_state_dict(state)
     got = next(again)
     assert all((got[name] == expected[name]).all() for name in expected)

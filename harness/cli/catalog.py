@@ -32,6 +32,13 @@ RECIPES: Mapping[str, Mapping[str, str]] = {
     },
 }
 
+# What the seed document calls the stages of REFRAG v2.
+SEED_NAMES: Mapping[str, str] = {
+    "train_reconstruction": "reconstruction",
+    "train_cpt": "cpt",
+    "train_policy": "policy",
+}
+
 EXPERIMENTS: Mapping[str, str] = {
     "tiny": "slurm.sweeps.tiny:tiny",
     "real": "slurm.sweeps.real:real",

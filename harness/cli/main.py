@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from harness.cli.catalog import SEED_NAMES
 from harness.errors import InputError
 
 VERBS = ("run", "index", "retrieve", "train", "generate", "evaluate", "tables", "plan", "status", "doctor")
@@ -59,8 +60,10 @@ def build_parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = build_parser()
-    args = parser.parse_args(argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0] in SEED_NAMES:
+        arguments = ["train", "refrag_v2", *arguments]
+    args = build_parser().parse_args(arguments)
     if not args.allow_download:
         # Read when huggingface_hub is imported; without it every look-up of a missing file waits for a time-out.
         os.environ.setdefault("HF_HUB_OFFLINE", "1")

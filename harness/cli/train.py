@@ -10,34 +10,66 @@ HELP = "train one stage of a system (goes on from its last checkpoint)"
 DESCRIPTION = """\
 Train STAGE of SYSTEM at a scale. Interrupt it at any time: the same command goes on from the newest checkpoint and
 ends with the same weights as an unbroken run. The checkpoint is a transformers folder plus training.json, which
-says where it came from."""
+says where it came from.
+
+systems and stages:
+  decoder        pretrain (the decoder that all systems start from)
+  standard_rag   finetune
+  refrag_v2      reconstruction, cpt, mixed, finetune, policy, in this order
+
+scales:
+  tiny                                        decoder and standard_rag
+  tiny-k4, tiny-k8, tiny-k16, tiny-k32        refrag_v2, by tokens per chunk
+  ...-short                                   the same in a tenth of the steps or so"""
 
 EPILOG = """\
 examples:
-  refrag-bench train decoder pretrain                       the tiny decoder that every system starts from
-  refrag-bench train standard_rag finetune                  LLaMA_FT: questions over passages as tokens
+  refrag-bench train decoder pretrain
+  refrag-bench train standard_rag finetune
   refrag-bench train refrag_v2 reconstruction --scale tiny-k16
-  refrag-bench train refrag_v2 cpt --scale tiny-k16         and so on: mixed, finetune, policy
+  refrag-bench train refrag_v2 cpt --scale tiny-k16
   refrag-bench train refrag_v2 cpt --scale tiny-k16 --skip refrag_v2/reconstruction --start DECODER    an ablation
-Every stage starts from the checkpoint of the one before it, and says so where that is missing.
+
+Every stage starts from the checkpoint of the one before it, and says so where that is missing. A stage whose trained
+checkpoint comes with the project is not trained again, unless --from-scratch says so. The names train_reconstruction,
+train_cpt and train_policy stand for the three stages of refrag_v2, also as `refrag-bench train_cpt --scale tiny-k16`.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = DESCRIPTION, EPILOG
-    parser.add_argument("system", metavar="SYSTEM", help="standard_rag")
-    parser.add_argument("stage", metavar="STAGE", help="finetune")
-    parser.add_argument("--scale", default="tiny", help="tiny (default)")
+    parser.add_argument("system", metavar="SYSTEM", help="decoder, standard_rag, refrag_v2")
+    parser.add_argument("stage", metavar="STAGE", help="a stage of the system (see above)")
+    parser.add_argument("--scale", default="tiny", help="how large and how long (tiny)")
+    parser.add_argument("--start", type=Path, metavar="DIR", help="start from this checkpoint (default: stage before)")
+    parser.add_argument(
+        "--skip",
+        action="append",
+        default=[],
+        metavar="SYSTEM/STAGE",
+        help="start although the checkpoint never went through that stage: an ablation, recorded as one; repeatable",
+    )
+    parser.add_argument("--seed", type=int, help="another random seed than the recipe's own")
+    parser.add_argument("--from-scratch", action="store_true", help="train what an accepted checkpoint is there for")
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs lie (runs)")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
 
 
 def run(args: argparse.Namespace) -> int:
+    from harness.cli.catalog import SEED_NAMES
     from harness.config import load
     from harness.progress import bar
 
     job = load("slurm.jobs.train:TrainJob")(
-        system=args.system, stage=args.stage, scale=args.scale, runs=args.runs, device=args.device
+        system=args.system,
+        stage=SEED_NAMES.get(args.stage, args.stage),
+        scale=args.scale,
+        runs=args.runs,
+        device=args.device,
+        start=args.start,
+        skip=tuple(args.skip),
+        seed=args.seed,
+        from_scratch=args.from_scratch,
     )
     with bar(job.title) as progress:
         checkpoint = job.run(progress)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -57,7 +57,8 @@ class TrainJob:
     """Train one stage of one system at one scale; the checkpoint lies in ``folder``.
 
     ``start`` replaces the checkpoint of the stage before it. ``skip`` names required stages that an ablation leaves
-    out. An accepted checkpoint of the same recipe is taken as it is, unless ``from_scratch``.
+    out. ``seed`` replaces that of the recipe (of this stage alone). An accepted checkpoint of the same recipe is taken
+    as it is, unless ``from_scratch``.
     """
 
     system: str
@@ -67,6 +68,7 @@ class TrainJob:
     device: str = "cpu"
     start: Path | None = None
     skip: tuple[str, ...] = ()
+    seed: int | None = None
     from_scratch: bool = False
 
     def recipe(self) -> Recipe:
@@ -74,8 +76,11 @@ class TrainJob:
         scales = find(f"stage of {self.system}", stages, self.stage)
         if self.scale not in scales:
             raise unknown(f"scale of {self.system} {self.stage}", self.scale, scales)
-        recipe: Recipe = scales[self.scale]
-        return recipe
+        recipe: Any = scales[self.scale]
+        if self.seed is not None:
+            recipe = replace(recipe, stage=replace(recipe.stage, seed=self.seed))
+        found: Recipe = recipe
+        return found
 
     @property
     def title(self) -> str:

@@ -41,17 +41,16 @@ FACT_TOKENS = 8
 class Exercise(Protocol):
     """What to draw at step ``position``: the rows of one batch."""
 
-    @property
-    def seed(self) -> int: ...
-
     def draw(self, rng: random.Random, position: int, tokenizer: PreTrainedTokenizerFast) -> list[Row]: ...
 
 
 class Practice:
     """The batches of an exercise, in the layout of ``collate``. Batch i depends on (seed, i) alone."""
 
-    def __init__(self, exercise: Exercise, tokenizer: PreTrainedTokenizerFast, collate: Collate) -> None:
-        self.exercise, self.tokenizer, self.collate = exercise, tokenizer, collate
+    def __init__(
+        self, exercise: Exercise, tokenizer: PreTrainedTokenizerFast, collate: Collate, *, seed: int
+    ) -> None:
+        self.exercise, self.tokenizer, self.collate, self.seed = exercise, tokenizer, collate, seed
         self.position = 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -61,7 +60,7 @@ class Practice:
         self.position = state["position"]
 
     def __next__(self) -> Batch:
-        rng = random.Random(f"{type(self.exercise).__name__}-{self.exercise.seed}-{self.position}")
+        rng = random.Random(f"{type(self.exercise).__name__}-{self.seed}-{self.position}")
         rows = self.exercise.draw(rng, self.position, self.tokenizer)
         self.position += 1
         return self.collate(rows, rng)
@@ -94,7 +93,6 @@ class Reading:
     sizes: tuple[tuple[int, int], ...] = ((1, 24), (2, 20), (4, 14), (8, 8))
     questions: int = 8
     people: People = People()
-    seed: int = 0
 
     def draw(self, rng: random.Random, position: int, tokenizer: PreTrainedTokenizerFast) -> list[Row]:  # noqa: ARG002
         n_passages, n_rows = rng.choice(self.sizes)
@@ -143,7 +141,6 @@ class Retelling:
     growing: Growing
     sentences: int = 12
     people: People = People()
-    seed: int = 0
 
     def draw(self, rng: random.Random, position: int, tokenizer: PreTrainedTokenizerFast) -> list[Row]:
         length, n_rows = self.growing.draw(rng, position)
@@ -167,7 +164,6 @@ class Copying:
 
     growing: Growing
     people: People = People()
-    seed: int = 0
 
     def draw(self, rng: random.Random, position: int, tokenizer: PreTrainedTokenizerFast) -> list[Row]:
         length, n_rows = self.growing.draw(rng, position)
@@ -185,7 +181,6 @@ class Mixture:
     """Exercises in turn, a batch of each."""
 
     exercises: tuple[Exercise, ...]
-    seed: int = 0
 
     def draw(self, rng: random.Random, position: int, tokenizer: PreTrainedTokenizerFast) -> list[Row]:
         round_, turn = divmod(position, len(self.exercises))
