@@ -1,7 +1,6 @@
-"""What a user can get wrong, as one exception type.
+"""What is no defect of ours, as two exception types: wrong input, and a result that nothing may be built on.
 
-The command line prints an ``InputError`` as one line and exits with code 2; every other exception keeps its
-traceback, because it is a defect of ours.
+The command line prints either as one line and exits with code 2 or 1; every other exception keeps its traceback.
 """
 
 import difflib
@@ -10,6 +9,10 @@ from collections.abc import Iterable
 
 class InputError(ValueError):
     """Input that the user can correct. The message says what was expected, what came, and the valid choices."""
+
+
+class GateMissed(Exception):
+    """What ran fell short of a bound that was set for it: what comes after it must not start."""
 
 
 def unknown(kind: str, name: str, valid: Iterable[str]) -> InputError:

@@ -6,6 +6,8 @@ import os
 from io import FileIO
 from pathlib import Path
 
+from harness.errors import InputError
+
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write ``content`` to ``path`` by way of a temporary file and a rename; nothing else is left on failure."""
@@ -31,3 +33,14 @@ def append(file: FileIO, data: bytes) -> None:
     except OSError as error:
         error.filename = str(file.name)
         raise
+
+
+def destination(path: Path) -> Path:
+    """``path``, ready to be written as a file: its folder is there. Raises ``InputError`` where it cannot be one."""
+    if path.is_dir():
+        raise InputError(f"expected a file to write, got the folder {path}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise InputError(f"cannot write {path}: {path.parent} is a file") from error
+    return path

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 Progress = Callable[[int, int], None]
+BINARY = metrics.BINARY | {"oracle_hit"}
 
 
 def evaluate(
@@ -128,8 +129,7 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     scored = [row["scores"] | row["usage"] for row in rows if "scores" in row]
     names = scored[0] if scored else {}
     return {
-        name: plain(statistics.interval([scores[name] for scores in scored], binary=name in metrics.BINARY))
-        for name in names
+        name: plain(statistics.interval([scores[name] for scores in scored], binary=name in BINARY)) for name in names
     }
 
 

@@ -45,6 +45,15 @@ class PolicyTraining(nn.Module):
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
         self.updates: Tensor
 
+    def train(self, mode: bool = True) -> PolicyTraining:
+        """The policy alone: a frozen model that drops out would be another one than the one that answers."""
+        super().train(mode)
+        self.refrag.eval()
+        self.sampler.eval()
+        assert self.refrag.policy is not None
+        self.refrag.policy.train(mode)
+        return self
+
 
 def grpo(training: PolicyTraining, batch: Batch, config: GrpoConfig) -> Tensor:
     """The loss of one step. Rows of the batch have equally many chunks and one question each."""

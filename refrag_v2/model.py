@@ -4,15 +4,15 @@ arXiv:2509.01092v2, section 2: c_i = encoder(C_i), e_i = projector(c_i), and the
 [start, e_1 .. e_L, tokens]. What the paper leaves open, and what was decided here:
 
 - Pooling (config). ``cls``: the state of the encoder's first token. ``mean``: of the chunk's states. ``concat``: the
-  k states side by side, which keeps their order, with a skip that weighs the positions by a learned softmax; only for
-  an encoder that shares the decoder's tokens.
+  k states side by side, which keeps their order, with a skip that adds them up by learned weights; only for an encoder
+  that shares the decoder's tokens.
 - Window (config). ``chunk``: every chunk is encoded alone, as in the paper. ``passage``: the passage is encoded once
   and pooled per chunk (LCLM, arXiv:2606.09659).
 - Projector: linear, GELU, linear, with biases; the hidden width is the decoder's (p. 19).
-- Norm (config): chunk embeddings are RMS-normalised to ``norm`` times the mean length of the decoder's token
-  embeddings, times a learned gain that starts at 1; None leaves them as the projector gives them. A chunk must
-  outweigh what the decoder's first layer adds at its position; at the length of a token it is drowned
-  (results/LOG.md: untrained, a chunk of one fact is read right 1 / 7 / 61 / 96 % of the time at 1 / 3 / 5 / 8).
+- Norm (config): chunk embeddings are normalised to ``norm`` times the mean length of the decoder's token embeddings,
+  times a learned gain that starts at 1; None leaves them as the projector gives them. A chunk must outweigh what the
+  decoder's first layers add at its position, the more so the more facts share it; at the length of a token it is
+  drowned (results/LOG.md).
 - Positions: a chunk embedding occupies one ordinary slot; the attention mask is causal.
 
 Legend: B rows, T decoder positions, N encoder rows, S encoder positions, M chunks, k tokens per chunk, D encoder
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from refrag_v2.policy import Policy
 
 MLP_START = 0.3
-POSITION_SCALE = 30.0
+POSITION_SCALE = 100.0
 Pooling = Literal["cls", "mean", "concat"]
 POOLINGS: tuple[Pooling, ...] = ("cls", "mean", "concat")
 
@@ -59,7 +59,7 @@ class RefragConfig:
     encoder: str = "decoder:1"
     pooling: Pooling = "concat"
     window: Window = "chunk"
-    norm: float | None = 8.0
+    norm: float | None = 32.0
 
     def __post_init__(self) -> None:
         if self.k < 1:
@@ -131,6 +131,8 @@ def build_encoder(config: RefragConfig, decoder: LlamaForCausalLM) -> Bidirectio
     """The encoder that ``config`` names. Raises ``InputError`` where it cannot be had."""
     kind, _, argument = config.encoder.partition(":")
     if kind == "decoder":
+        if not argument.isdecimal():
+            raise InputError(f"expected an encoder decoder:N with a number of layers, got {config.encoder!r}")
         encoder = BidirectionalLlama(decoder.config, int(argument))
         encoder.copy_from(decoder)
         return encoder
@@ -156,9 +158,10 @@ def encoder_tokenizer(config: RefragConfig) -> PreTrainedTokenizerBase | None:
 class Projector(nn.Module):
     """Encoder states of all chunks to M vectors: pooling, then linear, GELU, linear.
 
-    ``concat`` adds a skip past the MLP: the positions' states weighed by a learned softmax. Its logits are scaled so
-    that a few dozen steps can move them from uniform to one position, and the MLP starts small beside it: a fresh
-    projector then speaks a language that the decoder half knows, the one of its own first layers.
+    ``concat`` adds a skip past the MLP: the sum of the positions' states by learned weights, at first their mean. The
+    weights are scaled so that a few dozen steps can single positions out, and the MLP starts small beside it: a fresh
+    projector then speaks a language that the decoder half knows, the one of its own first layers. A softmax in their
+    place crowns one position, and a chunk of two facts keeps one of them (results/LOG.md).
     """
 
     def __init__(self, config: RefragConfig, encoder_width: int, decoder_width: int) -> None:
@@ -181,8 +184,8 @@ class Projector(nn.Module):
         slots_MkD, filled_Mk = _by_chunk(states_NSD, inputs, self.k if self.pooling == "concat" else None)
         if self.pooling == "mean":
             return self._mlp(slots_MkD.sum(1) / filled_Mk.sum(1, keepdim=True))
-        logits_Mk = (POSITION_SCALE * self.position).expand_as(filled_Mk).masked_fill(~filled_Mk, -torch.inf)
-        weighed_MD = (logits_Mk.softmax(-1)[..., None] * slots_MkD).sum(1)
+        weights_k = (1 + POSITION_SCALE * self.position) / self.k
+        weighed_MD = (weights_k[:, None] * slots_MkD).sum(1)
         out: Tensor = self._mlp(slots_MkD.flatten(1)) + self.skip(weighed_MD)
         return out
 

@@ -99,9 +99,11 @@ def picks_log_probability(logits_BL: Tensor, picks_BGT: Tensor) -> Tensor:
 
 
 def advantages(rewards_BG: Tensor) -> Tensor:
-    """(r - mean) / std within each group; zero where all rewards are equal."""
-    centred = rewards_BG - rewards_BG.mean(-1, keepdim=True)
-    return centred / (rewards_BG.std(-1, keepdim=True) + 1e-6)
+    """(r - mean) / std within each group; zero where all rewards are equal, up to the rounding of their mean."""
+    mean_B1 = rewards_BG.mean(-1, keepdim=True)
+    spread_B1 = rewards_BG.amax(-1, keepdim=True) - rewards_BG.amin(-1, keepdim=True)
+    advantage_BG = (rewards_BG - mean_B1) / (rewards_BG.std(-1, keepdim=True) + 1e-6)
+    return advantage_BG.masked_fill(spread_B1 <= 1e-6 * (1 + mean_B1.abs()), 0.0)
 
 
 def grpo_loss(log_probability_BGT: Tensor, old_BGT: Tensor, advantage_BG: Tensor, clip: float) -> Tensor:

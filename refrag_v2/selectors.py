@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from harness.data.world.facts import answering_span
-from harness.errors import unknown
+from harness.data.world.facts import answering_span, is_question
+from harness.errors import InputError, unknown
 from harness.model.chunking import chunk_texts
 from harness.train.losses import token_losses
 from harness.train.rows import IGNORED
@@ -86,25 +86,35 @@ def easiest_first(model: Refrag, given: Candidates) -> Scores:
 
 def oracle(model: Refrag, given: Candidates) -> Scores:
     """The chunks that hold a part of the asked fact, known only in the synthetic world: the ceiling of selection."""
+    for question in given.questions:
+        if not is_question(question):
+            raise InputError(f"the selector 'oracle' expects questions of the synthetic world, got {question!r}")
     return [
-        [score for passage in row for score in _states(given.tokenizer, passage, question)]
+        [float(states) for states in states_fact(given.tokenizer, row, question)]
         for question, row in zip(given.questions, given.passages, strict=True)
     ]
 
 
-def _states(tokenizer: Any, chunks: Sequence[Sequence[int]], question: str) -> list[float]:
-    """1 for every chunk that shares a character with the sentence that answers ``question``."""
+def states_fact(tokenizer: Any, passages: Sequence[Sequence[Sequence[int]]], question: str) -> list[bool]:
+    """For every chunk of the passages whether it shares a character with the sentence that answers ``question``.
+
+    Raises ``ValueError`` for a question that is not of the synthetic world.
+    """
+    return [states for chunks in passages for states in _states_fact(tokenizer, chunks, question)]
+
+
+def _states_fact(tokenizer: Any, chunks: Sequence[Sequence[int]], question: str) -> list[bool]:
     if not chunks:
         return []
     ids = [token for chunk in chunks for token in chunk]
     k = len(chunks[0])
     texts = chunk_texts(tokenizer, ids, k)
     span = answering_span("".join(texts), question)
-    scores, end = [], 0
+    found, end = [], 0
     for text in texts:
         begin, end = end, end + len(text)
-        scores.append(float(span is not None and begin < span[1] and span[0] < end))
-    return scores
+        found.append(span is not None and begin < span[1] and span[0] < end)
+    return found
 
 
 def by_policy(model: Refrag, given: Candidates) -> Scores:

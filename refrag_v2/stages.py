@@ -63,6 +63,7 @@ class RefragRecipe:
     data: Exercise
     expand: tuple[float, ...] = (0.0,)
     language_weight: float = 0.0
+    init: None = None
     template: str = "tagged"
     stored_as: str = "bfloat16"
 
@@ -96,6 +97,7 @@ class PolicyRecipe:
     data: Exercise
     policy: PolicyConfig = PolicyConfig()
     grpo: GrpoConfig = GrpoConfig()
+    init: None = None
     template: str = "tagged"
     stored_as: str = "bfloat16"
 

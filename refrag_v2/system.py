@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from harness.config import digest
+from harness.data.world.facts import is_question
 from harness.errors import InputError
 from harness.model.chunk_cache import ChunkCache
 from harness.model.chunking import effective_rate, expanded_count, split
@@ -30,7 +31,7 @@ from harness.model.splice import chunk_code, splice
 from harness.protocol import Passage, Usage
 from harness.train.export import own_template, read_training
 from refrag_v2.checkpoint import load_refrag, read_config
-from refrag_v2.selectors import Candidates, best, selector
+from refrag_v2.selectors import Candidates, best, selector, states_fact
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +100,13 @@ class ChunkUsage(Usage):
     effective_rate: float
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorldUsage(ChunkUsage):
+    """Of a question of the synthetic world: ``oracle_hit`` is 1 if a chunk that states the asked fact was expanded."""
+
+    oracle_hit: float
+
+
 @dataclass(frozen=True)
 class Choice:
     """One question's prompt: the passages that found room, what was expanded in them, and by what scores."""
@@ -164,16 +172,8 @@ class RefragV2:
         )
 
     def usage(self, questions: Sequence[str], context: Chunks, *, max_new_tokens: int) -> list[Usage]:
-        return [
-            ChunkUsage(
-                decoder_positions=len(choice.codes),
-                passages_read=len(choice.passages),
-                chunks=len(choice.rows),
-                chunks_expanded=len(choice.expanded),
-                effective_rate=effective_rate(self.config.k, len(choice.expanded), len(choice.rows)),
-            )
-            for choice in self.choose(questions, context, max_new_tokens)
-        ]
+        choices = self.choose(questions, context, max_new_tokens)
+        return [self._usage(question, choice) for question, choice in zip(questions, choices, strict=True)]
 
     def text(self, columns: Sequence[Tensor]) -> list[str]:
         return self.prompting.text(columns)
@@ -202,14 +202,29 @@ class RefragV2:
             choices.append(Choice(row, rows, score, expanded, codes))
         return choices
 
+    def _usage(self, question: str, choice: Choice) -> Usage:
+        usage = ChunkUsage(
+            decoder_positions=len(choice.codes),
+            passages_read=len(choice.passages),
+            chunks=len(choice.rows),
+            chunks_expanded=len(choice.expanded),
+            effective_rate=effective_rate(self.config.k, len(choice.expanded), len(choice.rows)),
+        )
+        if not is_question(question):
+            return usage
+        stating = states_fact(self.prompting.tokenizer, [p.chunks for p in choice.passages], question)
+        hit = any(states and row in choice.expanded for row, states in zip(choice.rows, stating, strict=True))
+        return WorldUsage(**asdict(usage), oracle_hit=float(hit))
+
     def _fitting(
         self, passages: list[ChunkedPassage], question: list[int], max_new_tokens: int
     ) -> list[ChunkedPassage]:
         """The passages that find room even if the chunks that are expanded are the longest of each."""
         n = len(passages)
         while n:
-            count = expanded_count(self.config.expand, sum(len(p.chunks) for p in passages[:n]))
-            positions = sum(len(p.tag) + len(p.chunks) for p in passages[:n]) + count * (self.config.k - 1)
+            chunks = [chunk for p in passages[:n] for chunk in p.chunks]
+            longest = sorted(map(len, chunks), reverse=True)[: expanded_count(self.config.expand, len(chunks))]
+            positions = sum(len(p.tag) for p in passages[:n]) + len(chunks) + sum(length - 1 for length in longest)
             if self.prompting.fitting([positions], question, max_new_tokens):
                 break
             n -= 1

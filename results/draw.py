@@ -9,6 +9,7 @@ from pathlib import Path
 from harness.errors import InputError
 from harness.files import write_atomically
 from results import figures, formats, tables
+from results.cost import build_cost_table, to_csv, to_grid
 from results.records import read_records
 
 Files = dict[Path, bytes]
@@ -38,6 +39,10 @@ def draw(
             files[folder / f"{stem}.{kind}"] = form(table, folder).encode()
         for kind, picture in figures.draw_figure(table).items():
             files[out / "figures" / f"{stem}.{kind}"] = picture
+        if cost := build_cost_table(found, table.experiment):
+            grid = to_grid(cost, folder)
+            for kind, text in (("md", grid.markdown()), ("tex", grid.latex()), ("csv", to_csv(cost))):
+                files[folder / f"{cost.name}.{kind}"] = text.encode()
     return drawn, files
 
 

@@ -9,7 +9,9 @@ import csv
 import io
 import math
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
@@ -17,6 +19,7 @@ from harness.statistics import Interval
 from results.records import Record
 from results.tables import Cell, Row, Table
 
+_LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
 _TEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -26,6 +29,38 @@ _TEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "|": r"\textbar{}",
     "[": "{[}",  # After the \\ of a line a bare one would open that command's argument.
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """A table as text, for the ones without cells of their own; the first column stands to the left.
+
+    A cell may be Markdown; LaTeX takes the text of its links.
+    """
+
+    title: str
+    head: Sequence[str]
+    lines: Sequence[Sequence[str]]
+    notes: Sequence[str]
+
+    def markdown(self) -> str:
+        from tabulate import tabulate
+
+        align = ("left", *("right" for _ in self.head[1:]))
+        lines = [[_pipes(cell) for cell in line] for line in self.lines]
+        body = tabulate(lines, headers=list(self.head), tablefmt="pipe", colalign=align, disable_numparse=True)
+        return f"**{self.title}**\n\n{body}\n\n" + "\n".join(f"- {note}" for note in self.notes) + "\n"
+
+    def latex(self) -> str:
+        lines = [[_tex(_LINK.sub(r"\1", cell)) for cell in line] for line in self.lines]
+        columns = "l" + "r" * (len(self.head) - 1)
+        return _environment(self.title, columns, [_tex(cell) for cell in self.head], lines, self.notes)
+
+
+def linked(text: str, record: Record, folder: Path) -> str:
+    """``text``, its first word linked to the record."""
+    first, _, rest = text.partition(" ")
+    return f"[{first}]({quote(_link(record, folder))}) {rest}".rstrip()
 
 
 def to_markdown(table: Table, folder: Path) -> str:
@@ -53,14 +88,20 @@ def to_latex(table: Table, folder: Path) -> str:
         [_tex(row.name), _tex(row.context), *(_latex_cell(cell, folder) for cell in cells)]
         for row, cells in _lines(table)
     ]
+    return _environment(table.title, "lr" + "l" * len(table.columns), head, lines, table.notes)
+
+
+def _environment(
+    title: str, columns: str, head: Sequence[str], lines: Iterable[Sequence[str]], notes: Iterable[str]
+) -> str:
     return "\n".join(
         [
             r"% Needs \usepackage{booktabs,graphicx,hyperref}.",
             r"\begin{table}",
             r"\centering\small",
-            rf"\caption{{{_tex(table.title)}}}",
+            rf"\caption{{{_tex(title)}}}",
             r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
-            rf"\begin{{tabular}}{{@{{}}lr{'l' * len(table.columns)}@{{}}}}",
+            rf"\begin{{tabular}}{{@{{}}{columns}@{{}}}}",
             r"\toprule",
             " & ".join(head) + r" \\",
             r"\midrule",
@@ -68,7 +109,7 @@ def to_latex(table: Table, folder: Path) -> str:
             r"\bottomrule",
             r"\end{tabular}}",
             r"\par\medskip\footnotesize\raggedright",
-            *(rf"{_tex(note)}\par" for note in table.notes),
+            *(rf"{_tex(note)}\par" for note in notes),
             r"\end{table}",
             "",
         ]
@@ -124,9 +165,7 @@ def _markdown_cell(cell: Cell, folder: Path) -> str:
     target = quote(_link(cell.record, folder))
     if cell.score is None:
         return f"[{cell.status}]({target}) ({_errors(cell.record)})"
-    return (
-        f"[{_percent(cell.score.mean)}]({target}) {_interval(cell.score)} ({_remarks(cell, cell.score, cell.record)})"
-    )
+    return f"[{percent(cell.score.mean)}]({target}) {_interval(cell.score)} ({_remarks(cell, cell.score, cell.record)})"
 
 
 def _latex_cell(cell: Cell, folder: Path) -> str:
@@ -135,13 +174,13 @@ def _latex_cell(cell: Cell, folder: Path) -> str:
     target = quote(_link(cell.record, folder)).replace("%", r"\%")
     if cell.score is None:
         return rf"\href{{{target}}}{{{cell.status}}} ({_errors(cell.record)})"
-    score = rf"\href{{{target}}}{{{_percent(cell.score.mean)}}} {_interval(cell.score)}"
+    score = rf"\href{{{target}}}{{{percent(cell.score.mean)}}} {_interval(cell.score)}"
     remarks = _remarks(cell, cell.score, cell.record)
     return rf"\begin{{tabular}}[t]{{@{{}}l@{{}}}}{score}\\ {remarks}\end{{tabular}}"
 
 
 def _remarks(cell: Cell, score: Interval, record: Record) -> str:
-    chance = [f"chance {_percent(cell.chance.mean)}"] if cell.chance else []
+    chance = [f"chance {percent(cell.chance.mean)}"] if cell.chance else []
     read = [_read(cell.passages_read, cell.row)] if cell.passages_read is not None and cell.truncated else []
     errors = [_errors(record)] if record.n_errors else []
     return ", ".join([*chance, f"n {score.n}", *read, *errors])
@@ -157,10 +196,11 @@ def _errors(record: Record) -> str:
 
 
 def _interval(metric: Interval) -> str:
-    return f"[{_percent(metric.low)}, {_percent(metric.high)}]"
+    return f"[{percent(metric.low)}, {percent(metric.high)}]"
 
 
-def _percent(fraction: float) -> str:
+def percent(fraction: float) -> str:
+    """A fraction as percent with one digit."""
     return f"{100 * fraction:z.1f}"  # z: never "-0.0"
 
 

@@ -140,7 +140,7 @@ def build_table(records: Sequence[Record], *, experiment: str, metric: str = "em
     for record in answered:
         row = Row(system=record.system, variant=names[record.path], passages=record.passages)
         placed.setdefault((row, Column(suite=record.suite, root=record.root)), record)
-    rows = tuple(sorted({row for row, _ in placed}, key=_row_order))
+    rows = tuple(sorted({row for row, _ in placed}, key=row_order))
     columns = tuple(sorted({column for _, column in placed}, key=_column_order))
     cells = tuple(_cell(row, column, placed.get((row, column)), metric) for row in rows for column in columns)
     return Table(
@@ -172,7 +172,7 @@ def _cell(row: Row, column: Column, record: Record | None, metric: str) -> Cell:
     return Cell(row=row, column=column, record=record, score=metrics.get(metric), chance=metrics.get(CHANCE))
 
 
-def _row_order(row: Row) -> tuple[Any, ...]:
+def row_order(row: Row) -> tuple[Any, ...]:
     # Digits as numbers, so that k=8 stands before k=16.
     variant = [(int(digits or 0), rest) for digits, rest in re.findall(r"(\d*)(\D*)", row.variant)]
     return (*_known_first(row.system, SYSTEMS), variant, row.passages)

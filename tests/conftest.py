@@ -34,6 +34,6 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from harness.model.load import random_decoder
     from harness.train.export import export
 
-    training = {"data": "world", "recipe": {"template": "tagged", "start": "random"}}
+    training = {"data": "world", "init": "random", "recipe": {"template": "tagged"}}
     folder = tmp_path_factory.mktemp("checkpoint") / "final"
     return export(random_decoder("tiny", seed=3), build_tokenizer(), training, folder)

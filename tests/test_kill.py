@@ -37,7 +37,7 @@ def test_twenty_kills_change_no_byte(tmp_path: Path) -> None:
     from harness.train.export import export
 
     world = write_world(WorldConfig(documents=2), tmp_path / "world")
-    training = {"data": "world", "recipe": {"template": "tagged", "start": "random"}}
+    training = {"data": "world", "init": "random", "recipe": {"template": "tagged"}}
     checkpoint = export(random_decoder("tiny", seed=3), build_tokenizer(), training, tmp_path / "checkpoint")
 
     # Both trees are called runs, so that the tables' relative links are the same text.

@@ -15,9 +15,25 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from harness.cli.catalog import SEED_NAMES
-from harness.errors import InputError
+from harness.errors import GateMissed, InputError
 
-VERBS = ("run", "index", "retrieve", "train", "generate", "evaluate", "tables", "plan", "status", "doctor")
+VERBS = (
+    "run",
+    "index",
+    "retrieve",
+    "train",
+    "align",
+    "generate",
+    "inspect",
+    "evaluate",
+    "tables",
+    "plan",
+    "status",
+    "doctor",
+)
+
+# Where a verb's file has another name: as a script, main.py would find it in place of the standard library's.
+FILES = {"inspect": "inspection"}
 
 # What a user can mend: space, rights, quotas. Every other OSError keeps its traceback.
 MENDABLE = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR}
@@ -49,7 +65,7 @@ def build_parser() -> Parser:
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
     for name in VERBS:
-        module = importlib.import_module(f"harness.cli.{name}")
+        module = importlib.import_module(f"harness.cli.{FILES.get(name, name)}")
         verb = verbs.add_parser(name, help=module.HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
         module.add_arguments(verb)
         verb.add_argument(
@@ -72,6 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except InputError as error:
         return _fail(f"{error}")
+    except GateMissed as error:
+        return _fail(f"{error}", code=1)
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -84,9 +102,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, code: int = 2) -> int:
     print(f"refrag-bench: error: {' '.join(message.split())}", file=sys.stderr)
-    return 2
+    return code
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.cli.catalog import SUITES, SYSTEMS, find
 from harness.config import plain
@@ -15,11 +15,15 @@ from harness.device import open_device
 from harness.errors import InputError
 from harness.metrics import METRIC_VERSION
 from harness.prompts import PROMPT_VERSION
+from harness.protocol import Suite, System
 from harness.record import DecodeSpec, RunRecord, RunSpec, SystemSpec, experiment_name
 from harness.train.export import read_training
 from slurm.jobs import Progress
 from slurm.jobs.data import RetrieveJob
 from slurm.jobs.system import open_system
+
+if TYPE_CHECKING:
+    import torch
 
 WORLD_READER = "The decoder was trained on the synthetic world alone."
 HAND_BUILT = "Its training started from a hand-built match-and-copy circuit (harness/model/circuit_init.py)."
@@ -28,6 +32,17 @@ WORLD_ORDER = (
     "anywhere, tests whether people are bound to their facts."
 )
 NOT_MEANT = "It has never read natural language: scores near zero on real questions are expected."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A cell of a table, ready to run."""
+
+    spec: RunSpec
+    suite: Suite
+    system: System[Any]
+    notes: tuple[str, ...]
+    device: torch.device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +72,22 @@ class EvaluateJob:
 
     def run(self, progress: Progress | None = None) -> RunRecord:
         """Evaluate from where the journal ends; returns the record, old or new."""
+        cell = self.open()
+        from harness.run import evaluate
+
+        return evaluate(
+            cell.spec,
+            cell.suite,
+            cell.system,
+            self.runs,
+            experiment=self.experiment,
+            notes=cell.notes,
+            device=cell.device,
+            progress=progress,
+        )
+
+    def open(self) -> Cell:
+        """All that the cell is made of, and what identifies it."""
         check_counts(passages=self.passages, max_new_tokens=self.max_new_tokens)
         if self.batch_size < 1 or (self.limit is not None and self.limit < 1):
             raise InputError(
@@ -90,18 +121,8 @@ class EvaluateJob:
             prompt_version=PROMPT_VERSION,
             metric_version=METRIC_VERSION,
         )
-        from harness.run import evaluate
-
-        return evaluate(
-            spec,
-            suite,
-            opened.system,
-            self.runs,
-            experiment=self.experiment,
-            notes=_notes(read_training(Path(self.checkpoint)), root.name),
-            device=device,
-            progress=progress,
-        )
+        notes = _notes(read_training(Path(self.checkpoint)), root.name)
+        return Cell(spec=spec, suite=suite, system=opened.system, notes=notes, device=device)
 
     def said(self, result: RunRecord) -> str:
         """EM with its interval, the chance line where there is one, n and errors."""
@@ -127,7 +148,7 @@ def _notes(training: dict[str, Any], root: str) -> tuple[str, ...]:
     notes = [WORLD_ORDER] if is_world(root) else []
     if training.get("data") == "world":
         notes.append(WORLD_READER)
-        if training["recipe"].get("start") == "circuit":
+        if training.get("init") == "circuit":
             notes.append(HAND_BUILT)
         if not is_world(root):
             notes.append(NOT_MEANT)

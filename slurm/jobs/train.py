@@ -42,6 +42,10 @@ class Recipe(Protocol):
     @property
     def stored_as(self) -> str: ...
 
+    @property
+    def init(self) -> str | None:
+        """How the weights come about where there is no start: ``random``, or ``circuit`` (hand-built)."""
+
     def open(self, start: Path | None) -> tuple[Any, Any]:
         """The model, as the stage finds it, and its tokenizer."""
 
@@ -130,7 +134,8 @@ class TrainJob:
         if self.finished:
             return self.checkpoint
         recipe, device = self.recipe(), open_device(self.device)
-        start, lineage = self._start(recipe)
+        start = self._start(recipe)
+        history = read_training(start) if start else {}
         import torch
 
         from harness.train.loop import train
@@ -148,7 +153,8 @@ class TrainJob:
         )
         training = {
             "system": self.system,
-            "lineage": [*lineage, f"{self.system}/{self.stage}"],
+            "lineage": [*history.get("lineage", []), f"{self.system}/{self.stage}"],
+            "init": history.get("init", recipe.init),
             "skipped": list(self.skip),
             "scale": self.scale,
             "data": "world",
@@ -160,11 +166,12 @@ class TrainJob:
         }
         return recipe.export(model.to(getattr(torch, recipe.stored_as)), tokenizer, training, self.checkpoint)
 
-    def _start(self, recipe: Recipe) -> tuple[Path | None, list[str]]:
+    def _start(self, recipe: Recipe) -> Path | None:
+        """The checkpoint to start from, if any, which has gone through what the recipe requires."""
         before = self.before
         start = before.checkpoint if before else self.start
         if start is None:
-            return None, []
+            return None
         if not (start / "config.json").exists():
             how = (
                 f"run `refrag-bench train {before.system} {before.stage} --scale {before.scale}` first"
@@ -178,7 +185,7 @@ class TrainJob:
                 f"{self.title} expects a checkpoint that went through {', '.join(missing)}; {start} went through "
                 f"{', '.join(lineage) or 'nothing known'} (an ablation says --skip {missing[0]})"
             )
-        return start, lineage
+        return start
 
     def said(self, result: Path) -> str:
         return str(result)

@@ -34,7 +34,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     from harness.model.load import random_decoder
     from harness.train.export import export
 
-    training = {"data": "world", "recipe": {"template": "tagged", "start": "random"}}
+    training = {"data": "world", "init": "random", "recipe": {"template": "tagged"}}
     folder = tmp_path_factory.mktemp("checkpoint") / "final"
     return export(random_decoder("tiny", seed=0), build_tokenizer(), training, folder)
 

@@ -121,6 +121,14 @@ def relation_asked(question: str) -> Relation:
     raise ValueError(f"not a question of the synthetic world: {question!r}")
 
 
+def is_question(text: str) -> bool:
+    """Whether ``text`` is a question of the synthetic world."""
+    words = lexicon()
+    nouns = "|".join(noun for relation in words.relations for noun in relation.nouns)
+    asked = re.search(rf"\bthe (?:{nouns}) of (\w+) (\w+)", text)
+    return asked is not None and asked[1] in words.first_names and asked[2] in words.last_names
+
+
 def answering_span(text: str, question: str) -> tuple[int, int] | None:
     """Where in ``text`` the statement stands that answers ``question``, of the person asked about; None if nowhere.
 

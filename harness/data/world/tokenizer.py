@@ -11,9 +11,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from harness.data.world.lexicon import lexicon
+from harness.errors import InputError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from collections.abc import Iterable
+
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 PAD, BOS, EOS, UNKNOWN, PASSAGE, ANSWER = "<pad>", "<s>", "</s>", "<unk>", "<passage>", "<answer>"
 TAGS = (PAD, BOS, EOS, UNKNOWN, PASSAGE, ANSWER)
@@ -40,6 +43,7 @@ def build_tokenizer(max_length: int = 4096) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always"),
+            pre_tokenizers.Split("<", "isolated"),  # or unknown characters run together could spell a tag
             pre_tokenizers.Split(".", "isolated"),
             pre_tokenizers.Split("?", "isolated"),
         ]
@@ -59,3 +63,26 @@ def build_tokenizer(max_length: int = 4096) -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
         padding_side="left",
     )
+
+
+def content_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, frozenset[int]]:
+    """The tokens of which a passage is more than grammar: ``names`` and ``values``, each word one token.
+
+    Raises ``InputError`` for a tokenizer that spells the world's words in pieces.
+    """
+    words = lexicon()
+
+    def ids(of: Iterable[str]) -> frozenset[int]:
+        found = {word: tokenizer(word, add_special_tokens=False)["input_ids"] for word in of}
+        for word, pieces in found.items():
+            if len(pieces) != 1:
+                raise InputError(
+                    f"expected a decoder of the synthetic world, whose words are one token each; "
+                    f"this tokenizer makes {len(pieces)} of {word!r}"
+                )
+        return frozenset(pieces[0] for pieces in found.values())
+
+    return {
+        "names": ids([*words.first_names, *words.last_names]),
+        "values": ids(value for relation in words.relations for value in relation.values),
+    }

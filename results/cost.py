@@ -1,0 +1,148 @@
+"""What does reading a context this way cost, and what does it buy? One line per system and setting, at one context.
+
+Scores come from the accuracy run, speed from a race on the same prompts (suite ``ttft``); the two are joined by system,
+settings, checkpoint and number of passages. A line without a race says so.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.config import digest
+from harness.statistics import Interval
+from results.formats import Grid, linked, percent
+from results.records import Record
+from results.tables import QA_SUITES, Row, row_order
+from results.variants import variants
+
+RACE = "ttft"
+SCORES = {"em": "EM (%)", "f1": "F1 (%)", "oracle_hit": "Fact expanded (%)"}
+COUNTS = {"effective_rate": "Effective rate", "decoder_positions": "Decoder positions"}
+SPEEDS = {"ttft_speedup": "TTFT speed-up, cached", "ttft_not_cached_speedup": "TTFT speed-up, not cached"}
+CSV_HEAD = ("experiment", "suite", "passages", "system", "variant", "figure", "mean", "low", "high", "n", "run_id")
+NOTES = (
+    "Fact expanded: how often a chunk that states the asked fact was among the expanded ones.",
+    "Effective rate: k / (1 - p + k p) at the share p of chunks that was expanded (arXiv:2509.01092v2, p. 5).",
+    "TTFT speed-up: the first system's median time to the first token over this one's, prompts interleaved, batch size "
+    "1; cached: chunk embeddings are there already, not cached: encoding is inside. The first line's own figure is its "
+    "A/A pair: what differs from 1 by less than that is noise.",
+    "At this size a forward pass is mostly overhead, so speed-ups are far below those of a large decoder.",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Line:
+    """One system with its settings: the accuracy record, and the race's where there is one."""
+
+    row: Row
+    record: Record
+    race: Record | None
+
+    def value(self, name: str) -> Interval | None:
+        source = self.race if name in SPEEDS else self.record
+        return source.metrics.get(name) if source else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CostTable:
+    """All lines of one experiment at one suite and number of passages."""
+
+    experiment: str
+    suite: str
+    root: str
+    passages: int
+    lines: tuple[Line, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.experiment}-cost"
+
+    @property
+    def title(self) -> str:
+        return f"{self.experiment}: what {self.passages} passages cost, {QA_SUITES[self.suite]} ({self.root})"
+
+
+def build_cost_table(records: Iterable[Record], experiment: str) -> CostTable | None:
+    """The table of ``experiment``; None where it had no race. All its races have to be of one context."""
+    ours = [record for record in records if experiment in record.experiments]
+    races = [record for record in ours if record.suite == RACE]
+    if not races:
+        return None
+    first = races[0]
+    scored = [
+        record
+        for record in ours
+        if record.suite in QA_SUITES
+        and record.passages == first.passages
+        and record.spec["suite"]["revision"] == first.spec["suite"]["revision"]
+    ]
+    by_system = {_system(race): race for race in races}
+    names = variants(scored)
+    lines = [
+        Line(
+            row=Row(system=record.system, variant=names[record.path], passages=record.passages),
+            record=record,
+            race=by_system.get(_system(record)),
+        )
+        for record in scored
+    ]
+    if not lines:
+        return None
+    return CostTable(
+        experiment=experiment,
+        suite=lines[0].record.suite,
+        root=first.root,
+        passages=first.passages,
+        lines=tuple(sorted(lines, key=lambda line: row_order(line.row))),
+    )
+
+
+def to_grid(table: CostTable, folder: Path) -> Grid:
+    """The table as text, for Markdown and LaTeX."""
+    shown = {name: title for name, title in (SCORES | COUNTS | SPEEDS).items() if any(_values(table.lines, name))}
+    n = sorted({line.record.n_examples - line.record.n_errors for line in table.lines})
+    prompts = sorted({line.race.n_examples for line in table.lines if line.race})
+    return Grid(
+        title=table.title,
+        head=["System", *shown.values()],
+        lines=[[line.row.name, *(_cell(line, name, folder) for name in shown)] for line in table.lines],
+        notes=[f"n = {', '.join(map(str, n))} questions, {', '.join(map(str, prompts))} prompts timed.", *NOTES],
+    )
+
+
+def to_csv(table: CostTable) -> str:
+    """One line a system and figure, scores as fractions."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(CSV_HEAD)
+    for line in table.lines:
+        for name in SCORES | COUNTS | SPEEDS:
+            if (value := line.value(name)) is not None:
+                source = line.race if name in SPEEDS and line.race else line.record
+                key = [table.experiment, table.suite, table.passages, line.row.system, line.row.variant, name]
+                writer.writerow([*key, value.mean, value.low, value.high, value.n, source.run_id])
+    return text.getvalue()
+
+
+def _values(lines: Sequence[Line], name: str) -> list[Interval]:
+    return [value for line in lines if (value := line.value(name))]
+
+
+def _cell(line: Line, name: str, folder: Path) -> str:
+    value = line.value(name)
+    if value is None:
+        return "not run" if name in SPEEDS else "-"
+    if name in COUNTS:
+        return f"{value.mean:.1f}"
+    if name in SPEEDS:
+        return f"{value.mean:.2f} [{value.low:.2f}, {value.high:.2f}]"
+    score = f"{percent(value.mean)} [{percent(value.low)}, {percent(value.high)}]"
+    return linked(score, line.record, folder) if name == "em" else score
+
+
+def _system(record: Record) -> str:
+    return digest(record.spec["system"])

@@ -1,0 +1,121 @@
+"""Verify that a decoder understands its chunk embeddings, before continual pre-training builds on them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.config import plain
+from harness.device import open_device
+from harness.errors import GateMissed, InputError
+from harness.files import destination, write_atomically
+from harness.train.curriculum import MULTIPLIERS
+from slurm.jobs import Progress
+
+if TYPE_CHECKING:
+    from harness.train.alignment import Alignment, Gate
+    from harness.train.rows import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """What was measured on which checkpoint, and one line per number of chunks that missed the gate."""
+
+    folder: Path
+    checkpoint: str
+    k: int
+    batches: int
+    seed: int
+    gate: Gate | None
+    measured: tuple[Alignment, ...]
+    missed: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignJob:
+    """Read ``batches`` batches of new text back from each number of ``chunks`` (powers of two).
+
+    ``gate`` None measures only. With ``stop`` a missed gate raises ``GateMissed``, so that in a pipeline no stage
+    starts from this checkpoint; without it the result says what was missed. ``out`` is written either way.
+    """
+
+    checkpoint: Path
+    chunks: tuple[int, ...] = (1, 2, 4, 8)
+    batches: int = 8
+    gate: Gate | None = None
+    stop: bool = False
+    seed: int = 0
+    device: str = "cpu"
+    out: Path | None = None
+
+    @property
+    def title(self) -> str:
+        # A trained stage lies in <stage and scale>/final.
+        named = self.checkpoint.parent if self.checkpoint.name == "final" else self.checkpoint
+        return f"verify the alignment of {named.name}"
+
+    def run(self, progress: Progress | None = None) -> Verification:
+        """Measure; the same numbers every time. Raises ``InputError`` for counts and checkpoints that cannot be."""
+        if not self.chunks or any(count not in MULTIPLIERS for count in self.chunks):
+            raise InputError(
+                f"expected numbers of chunks of {', '.join(map(str, MULTIPLIERS))}, got "
+                f"{', '.join(map(str, self.chunks)) or 'none'}"
+            )
+        if self.batches < 1:
+            raise InputError(f"expected at least 1 batch, got {self.batches}")
+        device = open_device(self.device)
+
+        from harness.data.world.tokenizer import content_tokens
+        from harness.model.load import load_decoder
+        from harness.train.alignment import measure
+        from refrag_v2.alignment import held_out, read_back
+        from refrag_v2.checkpoint import load_refrag, read_config
+
+        read_config(self.checkpoint)  # the quickest refusal of what is not REFRAG's
+        out = self.out and destination(self.out)
+        decoder = load_decoder(str(self.checkpoint), device=self.device)
+        model = load_refrag(self.checkpoint, decoder.model)
+        kinds = content_tokens(decoder.tokenizer)
+        practices = {count: held_out(model, decoder.tokenizer, count, self.seed) for count in self.chunks}
+        total = self.batches * len(practices)
+
+        def drawn(place: int, count: int) -> Iterator[Batch]:
+            for number in range(self.batches):
+                yield {name: tensor.to(device) for name, tensor in next(practices[count]).items()}
+                if progress:
+                    progress(place * self.batches + number + 1, total, f"{count} chunks")
+
+        batches = {count: drawn(place, count) for place, count in enumerate(practices)}
+        measured = measure(model, read_back, batches, kinds)
+        result = Verification(
+            folder=self.checkpoint,
+            checkpoint=decoder.checkpoint,
+            k=model.config.k,
+            batches=self.batches,
+            seed=self.seed,
+            gate=self.gate,
+            measured=tuple(measured),
+            missed=tuple(self.gate.failures(measured)) if self.gate else (),
+        )
+        if out:
+            write_atomically(out, to_json(result) + "\n")
+        if self.stop and result.missed:
+            raise GateMissed(f"{self.checkpoint} misses the alignment gate: {'; '.join(result.missed)}")
+        return result
+
+    def said(self, result: Verification) -> str:
+        """The reading at every number of chunks, and the verdict."""
+        from harness.train.alignment import ALL
+
+        text = ", ".join(f"{100 * row.read[ALL].accuracy:.1f} % at {row.chunks}" for row in result.measured)
+        verdict = "" if result.gate is None else "; gate missed" if result.missed else "; gate passed"
+        return f"token accuracy {text} chunks{verdict}"
+
+
+def to_json(result: Verification) -> str:
+    """The document that ``--json`` prints and ``out`` holds."""
+    document: dict[str, Any] = plain(result)
+    return json.dumps(document, indent=1)
