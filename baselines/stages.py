@@ -71,14 +71,18 @@ def _whole(tokens: int) -> Growing:
     return Growing(k=8, steps=1, max_chunks=tokens // 8, tokens=1024, curriculum="none")
 
 
-PRETRAIN = {
-    "tiny": DecoderRecipe(
-        stage=Stage(
-            name="pretrain",
-            steps=2000,
-            optimizer=Muon(lr=3e-3, adamw_lr=2e-3),
-            schedule=Schedule(warmup=0.04, decay="cosine", floor=0.05),
-        ),
+def _stage(name: str, steps: int, lr: float, adamw_lr: float) -> Stage:
+    return Stage(
+        name=name,
+        steps=steps,
+        optimizer=Muon(lr=lr, adamw_lr=adamw_lr),
+        schedule=Schedule(warmup=0.04, decay="cosine", floor=0.05),
+    )
+
+
+def _pretrain(steps: int) -> DecoderRecipe:
+    return DecoderRecipe(
+        stage=_stage("pretrain", steps, 3e-3, 2e-3),
         data=Mixture(
             exercises=(
                 Reading(),
@@ -88,19 +92,17 @@ PRETRAIN = {
             )
         ),
         language_weight=0.05,
-    ),
-}
+    )
 
-FINETUNE = {
-    "tiny": DecoderRecipe(
-        after=("decoder", "pretrain", "tiny"),
-        stage=Stage(
-            name="finetune",
-            steps=600,
-            optimizer=Muon(lr=1e-3, adamw_lr=7e-4),
-            schedule=Schedule(warmup=0.04, decay="cosine", floor=0.05),
-        ),
+
+def _finetune(steps: int, scale: str) -> DecoderRecipe:
+    return DecoderRecipe(
+        after=("decoder", "pretrain", scale),
+        stage=_stage("finetune", steps, 1e-3, 7e-4),
         data=Reading(),
         language_weight=0.02,
-    ),
-}
+    )
+
+
+PRETRAIN = {"tiny": _pretrain(2000), "tiny-short": _pretrain(600)}
+FINETUNE = {"tiny": _finetune(600, "tiny"), "tiny-short": _finetune(150, "tiny-short")}

@@ -29,6 +29,7 @@ RECIPES: Mapping[str, Mapping[str, str]] = {
         "mixed": "refrag_v2.stages:MIXED",
         "finetune": "refrag_v2.stages:FINETUNE",
         "policy": "refrag_v2.stages:POLICY",
+        "policy_start": "refrag_v2.stages:POLICY_START",
     },
 }
 

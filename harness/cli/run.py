@@ -12,8 +12,9 @@ Run an experiment end to end. Whatever is there already is not done again, so th
 interruption.
 
 experiments:
-  tiny   the synthetic world: trains the tiny decoder, freezes BM25 retrieval, evaluates standard RAG closed-book and
-         with 1, 4 and 8 passages on three suites and on the same-relation hard set (offline; minutes on 2 cores)
+  tiny   the synthetic world: standard RAG and REFRAG v2 at k = 8, 16 and 32, on three suites and on the same-relation
+         hard set; what is expanded (nothing, by chance, by the policy, by an oracle, everything); who answers first.
+         Starts from the accepted checkpoints; --from-scratch trains everything (offline; minutes on 2 cores)
   real   NQ, TriviaQA and PopQA questions over the corpus of a data root: indexes it with BM25, FAISS and Qdrant,
          freezes every retrieval, prints hit@1/5/20, and evaluates the tiny decoder on it (scores near zero: it has
          never read natural language; give --checkpoint for a decoder that has)"""
@@ -21,6 +22,8 @@ experiments:
 EPILOG = """\
 examples:
   refrag-bench run tiny
+  refrag-bench run tiny --from-scratch                   trains a small budget of every stage (within 15 minutes)
+  refrag-bench run tiny --from-scratch --budget long     trains the accepted checkpoints again (within 2 hours)
   refrag-bench run real --data DIR --limit 100
 """
 
@@ -30,6 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("experiment", metavar="NAME", help="tiny, real")
     parser.add_argument("--data", type=Path, metavar="DIR", help="data root (default: REFRAG_DATA; tiny makes its own)")
     parser.add_argument("--checkpoint", metavar="DIR", help="decoder to evaluate (default: the trained tiny one)")
+    parser.add_argument("--from-scratch", action="store_true", help="train everything, accepted checkpoints or not")
+    parser.add_argument(
+        "--budget", help="tiny: long (the accepted checkpoints'; default) or short (default with --from-scratch)"
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N questions of every suite")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs lie (runs)")
@@ -42,7 +49,14 @@ def run(args: argparse.Namespace) -> int:
 
     experiment = find("experiment", EXPERIMENTS, args.experiment)
     phases = experiment(
-        data=args.data, checkpoint=args.checkpoint, limit=args.limit, device=args.device, runs=args.runs, out=args.out
+        data=args.data,
+        checkpoint=args.checkpoint,
+        limit=args.limit,
+        device=args.device,
+        runs=args.runs,
+        out=args.out,
+        from_scratch=args.from_scratch,
+        budget=args.budget or ("short" if args.from_scratch else "long"),
     )
     code: int = load("slurm.local:run_phases")(phases)
     return code

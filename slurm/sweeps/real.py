@@ -17,8 +17,8 @@ from pathlib import Path
 from slurm.jobs.data import RetrieveJob
 from slurm.jobs.evaluate import EvaluateJob
 from slurm.jobs.tables import TablesJob
-from slurm.jobs.train import TrainJob
 from slurm.local import Phase
+from slurm.sweeps.tiny import standard_rag_trainings
 
 NAME = "real"
 SUITES = ("nq", "popqa", "triviaqa")
@@ -28,9 +28,17 @@ READ_FROM = "bm25"
 
 
 def real(
-    *, data: Path | None, checkpoint: str | None, limit: int | None, device: str, runs: Path, out: Path
+    *,
+    data: Path | None,
+    checkpoint: str | None,
+    limit: int | None,
+    device: str,
+    runs: Path,
+    out: Path,
+    budget: str = "long",
+    from_scratch: bool = False,
 ) -> Iterator[Phase]:
-    """Phases of the experiment over the data root ``data`` (None: REFRAG_DATA)."""
+    """Phases of the experiment over the data root ``data`` (None: REFRAG_DATA); ``budget`` is that of ``tiny``."""
     retrievals = [
         RetrieveJob(suite=suite, retriever=retriever, data=data, runs=runs)
         for retriever in RETRIEVERS
@@ -38,15 +46,15 @@ def real(
     ]
     yield Phase(title="index and retrieve", jobs=retrievals)
 
-    training = TrainJob(system="standard_rag", stage="finetune", scale="tiny", runs=runs, device=device)
+    training = standard_rag_trainings(runs, device, budget, from_scratch=from_scratch)
     if checkpoint is None:
-        yield Phase(title="train", jobs=[training])
+        yield Phase(title="train", jobs=training)
     read_from = {job.suite: job for job in retrievals if job.retriever == READ_FROM}
     cells = [
         EvaluateJob(
             system="standard_rag",
             suite=suite,
-            checkpoint=checkpoint or str(training.checkpoint),
+            checkpoint=checkpoint or str(training[-1].checkpoint),
             passages=n,
             data=data,
             retrieval=read_from[suite] if n else None,

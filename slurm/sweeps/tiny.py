@@ -1,64 +1,143 @@
 """The main job: every system on the synthetic world, from nothing to tables.
 
-    refrag-bench run tiny          (make run)
+    refrag-bench run tiny                                    (make run) from the accepted checkpoints
+    refrag-bench run tiny --from-scratch                     trains everything in a short budget: a smoke of the recipe
+    refrag-bench run tiny --from-scratch --budget long       trains the accepted checkpoints again
 
-Fills     results/tables/tiny.*, results/figures/tiny.*
-Cost      offline, 5 minutes on 2 CPU cores, 4 of them training (2.6 M tokens)
-Expect    standard RAG: EM about 1.4 closed-book (a relation has 36 values), 100 / 99 / 96 at 1 / 4 / 8 passages; on
-          the same-relation hard set 100 / 99.8 / 98.8 at 2 / 4 / 8 passages, where a
-          reader that ignores the entity scores 51 / 27 / 15
+Fills     results/tables/tiny.*, tiny-selection.*, tiny-selection-cost.*, results/figures/tiny*.*
+Cost      see results/LOG.md for what was measured
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from harness.data.world.mirror import SAME_RELATION_SIZES, WorldConfig
+from harness.errors import unknown
 from slurm.jobs.data import RetrieveJob, WorldJob
 from slurm.jobs.evaluate import EvaluateJob
+from slurm.jobs.race import RaceJob
 from slurm.jobs.tables import TablesJob
 from slurm.jobs.train import TrainJob
 from slurm.local import Phase
 
-NAME = "tiny"
+NAME, SELECTION = "tiny", "tiny-selection"
 SUITES = ("nq", "triviaqa", "popqa")
 PASSAGES = (0, 1, 4, 8)
+MOST = 8
+RATES = (8, 16, 32)
+SHARE = 0.1
 ANSWER_TOKENS = 4  # a value is one token; more would only show rambling
+RACE_PROMPTS = 60
+REFRAG_STAGES = ("reconstruction", "cpt", "mixed", "finetune", "policy")
+BUDGETS = {"long": "", "short": "-short"}
+
+# What is expanded, and by whom: rows of the selection table.
+NOTHING: Mapping[str, Any] = {"expand": 0.0, "select": "none"}
+POLICY: Mapping[str, Any] = {"expand": SHARE, "select": "policy"}
+CHOICES: tuple[Mapping[str, Any], ...] = (
+    NOTHING,
+    *({"expand": SHARE, "select": select} for select in ("random", "perplexity-desc", "perplexity-asc")),
+    POLICY,
+    {"expand": SHARE, "select": "oracle"},
+    {"expand": 1.0, "select": "all"},
+)
 
 
 def tiny(
-    *, data: Path | None, checkpoint: str | None, limit: int | None, device: str, runs: Path, out: Path
+    *,
+    data: Path | None,
+    checkpoint: str | None,
+    limit: int | None,
+    device: str,
+    runs: Path,
+    out: Path,
+    budget: str = "long",
+    from_scratch: bool = False,
 ) -> Iterator[Phase]:
-    """Phases of the experiment. ``data`` is for a world that is already on disk; None writes one below ``runs``."""
+    """Phases of the experiment.
+
+    ``data`` is for a world that is already on disk; None writes one below ``runs``. ``checkpoint`` is a decoder for
+    standard RAG, which then runs alone.
+    """
     world = WorldJob(config=WorldConfig(), folder=runs / "data" / WorldConfig().name)
     root = data or world.folder
     if data is None:
         yield Phase(title="data", jobs=[world])
 
-    training = TrainJob(system="standard_rag", stage="finetune", scale="tiny", runs=runs, device=device)
+    of_rag = standard_rag_trainings(runs, device, budget, from_scratch=from_scratch)
+    of_refrag = {k: refrag_trainings(k, runs, device, budget, from_scratch=from_scratch) for k in RATES}
     if checkpoint is None:
-        yield Phase(title="train", jobs=[training])
+        yield Phase(title="train", jobs=[*of_rag, *(job for jobs in of_refrag.values() for job in jobs)])
+    rag = checkpoint or str(of_rag[-1].checkpoint)
+    refrags = [] if checkpoint else [str(jobs[-1].checkpoint) for jobs in of_refrag.values()]
 
     retrievals = {suite: RetrieveJob(suite=suite, retriever="bm25", data=root, runs=runs) for suite in SUITES}
     yield Phase(title="retrieve", jobs=list(retrievals.values()))
 
-    def cell(suite: str, passages: int, retrieval: RetrieveJob | None) -> EvaluateJob:
+    def cell(
+        suite: str, passages: int, of: str | None = None, options: Mapping[str, Any] = MappingProxyType({}), **more: Any
+    ) -> EvaluateJob:
         return EvaluateJob(
-            system="standard_rag",
+            system="refrag_v2" if of else "standard_rag",
             suite=suite,
-            checkpoint=checkpoint or str(training.checkpoint),
+            checkpoint=of or rag,
             passages=passages,
             data=root,
-            retrieval=retrieval,
+            retrieval=retrievals[suite] if passages and suite in retrievals else None,
             limit=limit,
             max_new_tokens=ANSWER_TOKENS,
             device=device,
-            experiment=NAME,
+            options=options,
+            experiment=more.get("experiment", NAME),
             runs=runs,
         )
 
-    cells = [cell(suite, n, retrievals[suite] if n else None) for suite in SUITES for n in PASSAGES]
-    cells += [cell("same_relation", n, None) for n in SAME_RELATION_SIZES]
+    contexts = [(suite, n) for suite in SUITES for n in PASSAGES]
+    contexts += [("same_relation", n) for n in SAME_RELATION_SIZES]
+    cells = [cell(suite, n) for suite, n in contexts]
+    for refrag in refrags:
+        cells += [cell(suite, n, refrag, NOTHING) for suite, n in contexts if n]
+        cells += [cell(suite, n, refrag, POLICY) for suite, n in contexts if n == MOST]
     yield Phase(title="evaluate", jobs=cells)
-    yield Phase(title="tables", jobs=[TablesJob(experiment=NAME, runs=runs, out=out)])
+
+    if refrags:
+        choices = [cell("same_relation", MOST, experiment=SELECTION)]
+        choices += [
+            cell("same_relation", MOST, refrag, options, experiment=SELECTION)
+            for refrag in refrags
+            for options in CHOICES
+        ]
+        yield Phase(title="select", jobs=choices)
+        race = RaceJob(cells=choices, prompts=RACE_PROMPTS, runs=runs, experiment=SELECTION)
+        yield Phase(title="race", jobs=[race])
+    drawn = (NAME, SELECTION) if refrags else (NAME,)
+    yield Phase(title="tables", jobs=[TablesJob(experiment=name, runs=runs, out=out) for name in drawn])
+
+
+def standard_rag_trainings(runs: Path, device: str, budget: str, *, from_scratch: bool) -> list[TrainJob]:
+    """The decoder that all systems start from, and standard RAG on it. Raises ``InputError`` for another budget."""
+    return _trainings(
+        [("decoder", "pretrain"), ("standard_rag", "finetune")], "tiny", runs, device, budget, from_scratch
+    )
+
+
+def refrag_trainings(k: int, runs: Path, device: str, budget: str, *, from_scratch: bool) -> list[TrainJob]:
+    """The stages of REFRAG v2, from the decoder on."""
+    stages = [("refrag_v2", stage) for stage in REFRAG_STAGES]
+    return _trainings(stages, f"tiny-k{k}", runs, device, budget, from_scratch)
+
+
+def _trainings(
+    stages: Sequence[tuple[str, str]], scale: str, runs: Path, device: str, budget: str, from_scratch: bool
+) -> list[TrainJob]:
+    if budget not in BUDGETS:
+        raise unknown("budget", budget, BUDGETS)
+    scale += BUDGETS[budget]
+    return [
+        TrainJob(system=system, stage=stage, scale=scale, runs=runs, device=device, from_scratch=from_scratch)
+        for system, stage in stages
+    ]

@@ -1,9 +1,9 @@
-"""Endless training batches of the world, every fact drawn afresh. Three exercises:
+"""Endless training batches of the world, every fact drawn afresh. The exercises:
 
 - ``Reading``: questions about the passages (fine-tuning). Many per sequence, so that one forward pass gives many
   supervised answers.
-- ``Retelling``: the next paragraph after the passages, which states their facts in other words (continual
-  pre-training): who and what can only be known from the passages.
+- ``Quizzing`` and ``Retelling``: the next paragraph after the passages (pre-training), as questions with their answers
+  or as statements in other words: who and what can only be known from the passages.
 - ``Copying``: the passages' text itself (reconstruction).
 
 What a batch looks like is its exercise's business; how the passages get into it (as tokens, as chunks) is that of
@@ -101,12 +101,7 @@ class Reading:
     def _row(self, rng: random.Random, n: int, tokenizer: PreTrainedTokenizerFast) -> Row:
         biographies = self.people.draw(rng, n)
         row = _told(rng, biographies, tokenizer)
-        asked = [(b, rng.choice(b.facts)[0]) for b in rng.choices(biographies, k=self.questions)]
-        questions = [ask(rng, biography, relation, rng.choice(OPENINGS)) for biography, relation in asked]
-        answers = prompts.text_ids(tokenizer, [biography.value(relation) for biography, relation in asked])
-        for question, answer in zip(prompts.TAGGED.question_ids(tokenizer, questions), answers, strict=True):
-            row.say(question)
-            row.say([*answer, tokenizer.eos_token_id], answer=True)
+        _ask(rng, row, [(b, rng.choice(b.facts)[0]) for b in rng.choices(biographies, k=self.questions)], tokenizer)
         return row
 
 
@@ -132,6 +127,29 @@ class Growing:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Quizzing:
+    """After ``growing`` tokens of passages, a paragraph of ``questions`` about them with their answers.
+
+    The passages state one fact at least, even where ``growing`` would cut it short.
+    """
+
+    growing: Growing
+    questions: int = 8
+    people: People = People()
+
+    def draw(self, rng: random.Random, position: int, tokenizer: PreTrainedTokenizerFast) -> list[Row]:
+        length, n_rows = self.growing.draw(rng, position)
+        return [self._row(rng, max(length, FACT_TOKENS), tokenizer) for _ in range(n_rows)]
+
+    def _row(self, rng: random.Random, length: int, tokenizer: PreTrainedTokenizerFast) -> Row:
+        biographies = _known_for(rng, self.people, length)
+        row = _told(rng, biographies, tokenizer, length)
+        facts = [(b, relation) for b, (relation, _) in _stated(biographies, length)]
+        _ask(rng, row, rng.choices(facts, k=self.questions), tokenizer)
+        return row
+
+
+@dataclass(frozen=True, kw_only=True)
 class Retelling:
     """After ``growing`` tokens of passages, ``sentences`` statements of their facts, values as answers.
 
@@ -149,8 +167,7 @@ class Retelling:
     def _row(self, rng: random.Random, length: int, tokenizer: PreTrainedTokenizerFast) -> Row:
         biographies = _known_for(rng, self.people, length)
         row = _told(rng, biographies, tokenizer, length)
-        facts = [(b, fact) for b in biographies for fact in b.facts][: length // FACT_TOKENS]
-        for biography, fact in rng.choices(facts, k=self.sentences):
+        for biography, fact in rng.choices(_stated(biographies, length), k=self.sentences):
             ids = prompts.text_ids(tokenizer, [state(rng, Biography(biography.person, (fact,)))])[0]
             row.say(ids[:-2])
             row.say(ids[-2:-1], answer=True)  # the value
@@ -190,6 +207,22 @@ class Mixture:
 def _known_for(rng: random.Random, people: People, length: int) -> list[Biography]:
     """As many people as ``length`` tokens of passages tell of."""
     return people.draw(rng, -(-length // (FACT_TOKENS * FACTS_PER_PASSAGE)))
+
+
+def _stated(biographies: list[Biography], length: int) -> list[tuple[Biography, tuple[int, int]]]:
+    """The facts that ``length`` tokens of their passages state in full."""
+    return [(b, fact) for b in biographies for fact in b.facts][: length // FACT_TOKENS]
+
+
+def _ask(
+    rng: random.Random, row: Row, asked: list[tuple[Biography, int]], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Append a question for each (person, relation), and its answer."""
+    questions = [ask(rng, biography, relation, rng.choice(OPENINGS)) for biography, relation in asked]
+    answers = prompts.text_ids(tokenizer, [biography.value(relation) for biography, relation in asked])
+    for question, answer in zip(prompts.TAGGED.question_ids(tokenizer, questions), answers, strict=True):
+        row.say(question)
+        row.say([*answer, tokenizer.eos_token_id], answer=True)
 
 
 def _told(
