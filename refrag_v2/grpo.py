@@ -6,6 +6,10 @@ and moves the policy by the clipped ratio to the sampler. The sampler is refresh
 paper), so that the clip has something to clip; it is part of the checkpoint, so that training resumes exactly.
 
 The reward never comes from text that the model generated.
+
+Before it, ``warm_up`` gives the policy a start (not in the paper): a fresh network picks at random, and G samples in a
+group then say little about which of many chunks was the one. Labels are what the reward itself says of every chunk
+expanded alone.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from harness.errors import InputError
 from harness.model.chunking import EncoderInputs, expanded_count
 from harness.train.chunk_rows import condense
 from harness.train.losses import token_losses
@@ -32,6 +37,19 @@ class GrpoConfig:
     clip: float = 0.2
     expand: float = 0.1
     refresh: int = 4
+
+    def __post_init__(self) -> None:
+        if self.groups < 2:
+            raise InputError(
+                f"expected at least 2 samples to a group, or none is better than another; got {self.groups}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmUpConfig:
+    """``temperature``, in nats of the answer's mean log-likelihood, is that of the labels."""
+
+    temperature: float = 0.5
 
 
 class PolicyTraining(nn.Module):
@@ -55,6 +73,21 @@ class PolicyTraining(nn.Module):
         return self
 
 
+def warm_up(training: PolicyTraining, batch: Batch, config: WarmUpConfig) -> Tensor:
+    """Cross-entropy of the policy against the softmax of what each chunk's expansion alone is worth."""
+    model = training.refrag
+    assert model.policy is not None
+    with torch.no_grad():
+        chunks_ME = model.encode(EncoderInputs(batch["encoder_ids"], batch["encoder_mask"], batch["encoder_chunk"]))
+        seen = policy_inputs(model, batch, chunks_ME)
+        B, L = seen[3].shape
+        each_BL1 = torch.arange(L, device=chunks_ME.device).expand(B, L)[..., None]
+        worth_BL = answer_log_likelihood(model, batch, chunks_ME, each_BL1)
+        labels_BL = (worth_BL / config.temperature).softmax(-1)
+    loss: Tensor = -(labels_BL * model.policy(*seen).log_softmax(-1)).sum(-1).mean()
+    return loss
+
+
 def grpo(training: PolicyTraining, batch: Batch, config: GrpoConfig) -> Tensor:
     """The loss of one step. Rows of the batch have equally many chunks and one question each."""
     model = training.refrag
@@ -65,13 +98,24 @@ def grpo(training: PolicyTraining, batch: Batch, config: GrpoConfig) -> Tensor:
         training.updates += 1
         chunks_ME = model.encode(EncoderInputs(batch["encoder_ids"], batch["encoder_mask"], batch["encoder_chunk"]))
         seen = policy_inputs(model, batch, chunks_ME)
-        count = expanded_count(config.expand, int(batch["n_chunks"][0]))
+        count = _picks(config.expand, batch["n_chunks"])
         old_logits_BL = training.sampler(*seen)
         picks_BGT = sample_picks(old_logits_BL, count, config.groups)
         old_BGT = picks_log_probability(old_logits_BL, picks_BGT)
         advantage_BG = advantages(answer_log_likelihood(model, batch, chunks_ME, picks_BGT))
     new_BGT = picks_log_probability(model.policy(*seen), picks_BGT)
     return grpo_loss(new_BGT, old_BGT, advantage_BG, config.clip)
+
+
+def _picks(expand: float, n_chunks_B: Tensor) -> int:
+    """How many chunks are picked of each row. Raises ``InputError`` where that differs, or where it is none."""
+    counts = {expanded_count(expand, n) for n in n_chunks_B.tolist()}
+    if len(counts) > 1 or counts == {0}:
+        raise InputError(
+            f"expected rows with equally many chunks to pick, at least 1; a share of {expand} of "
+            f"{', '.join(map(str, sorted(set(n_chunks_B.tolist()))))} chunks is {', '.join(map(str, sorted(counts)))}"
+        )
+    return counts.pop()
 
 
 def policy_inputs(model: Refrag, batch: Batch, chunks_ME: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -35,6 +35,7 @@ from harness.model.splice import embed_codes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
@@ -87,12 +88,16 @@ class Refrag(nn.Module):
     target_length: Tensor
 
     def __init__(
-        self, config: RefragConfig, decoder: LlamaForCausalLM, encoder_tokenizer: PreTrainedTokenizerBase | None = None
+        self,
+        config: RefragConfig,
+        decoder: LlamaForCausalLM,
+        encoder_tokenizer: PreTrainedTokenizerBase | None = None,
+        encoder: Roberta | None = None,
     ) -> None:
         super().__init__()
         self.config = config
         self.decoder = decoder
-        self.encoder = build_encoder(config, decoder)
+        self.encoder = encoder or build_encoder(config, decoder)
         self.encoder_tokenizer = encoder_tokenizer
         self.policy: Policy | None = None
         width = decoder.config.hidden_size
@@ -139,13 +144,16 @@ def build_encoder(config: RefragConfig, decoder: LlamaForCausalLM) -> Bidirectio
     return random_roberta(argument, decoder.config.vocab_size) if kind == "random" else load_roberta(config.encoder)
 
 
-def encoder_tokenizer(config: RefragConfig) -> PreTrainedTokenizerBase | None:
-    """The encoder's own tokenizer; None where it shares the decoder's. Raises ``InputError`` where it cannot be had."""
+def encoder_tokenizer(config: RefragConfig, folder: Path | None = None) -> PreTrainedTokenizerBase | None:
+    """The encoder's own tokenizer, of ``folder`` or of where the encoder is from; None where it shares the decoder's.
+
+    Raises ``InputError`` where it cannot be had.
+    """
     if config.shares_tokens:
         return None
     from transformers import AutoTokenizer
 
-    name = config.encoder
+    name = str(folder or config.encoder)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:

@@ -80,8 +80,10 @@ def sample_picks(logits_BL: Tensor, count: int, groups: int, generator: torch.Ge
     Adding Gumbel noise to the logits and taking the largest is the same as drawing without replacement (Plackett-Luce).
     """
     B, L = logits_BL.shape
-    uniform = torch.rand((B, groups, L), generator=generator, device=logits_BL.device).clamp(1e-20, 1 - 1e-7)
-    return (logits_BL[:, None] - torch.log(-torch.log(uniform))).topk(count, dim=-1).indices
+    # On the CPU whatever the device: its generator is the one that a checkpoint keeps.
+    uniform = torch.rand((B, groups, L), generator=generator).clamp(1e-20, 1 - 1e-7)
+    gumbel = -torch.log(-torch.log(uniform)).to(logits_BL.device)
+    return (logits_BL[:, None] + gumbel).topk(count, dim=-1).indices
 
 
 def picks_log_probability(logits_BL: Tensor, picks_BGT: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ from harness.train.chunk_rows import condense, expand_at_random, lay_out
 from harness.train.losses import answer_loss
 from harness.train.rows import Batch
 from harness.train.stage import AdamW, Muon, Schedule, Stage
-from refrag_v2.grpo import GrpoConfig, PolicyTraining, grpo
+from refrag_v2.grpo import GrpoConfig, PolicyTraining, WarmUpConfig, grpo, warm_up
 from refrag_v2.model import RefragConfig
 from refrag_v2.policy import Policy, PolicyConfig
 
@@ -88,7 +88,7 @@ class RefragRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyRecipe:
-    """The policy stage: a fresh policy on a trained model, moved by GRPO."""
+    """A stage of the policy on a frozen model: GRPO, or the warm-up before it. Without one in the start it is fresh."""
 
     stage: Stage
     after: Start
@@ -96,7 +96,7 @@ class PolicyRecipe:
     model: RefragConfig
     data: Exercise
     policy: PolicyConfig = PolicyConfig()
-    grpo: GrpoConfig = GrpoConfig()
+    objective: GrpoConfig | WarmUpConfig = GrpoConfig()
     init: None = None
     template: str = "tagged"
     stored_as: str = "bfloat16"
@@ -105,8 +105,9 @@ class PolicyRecipe:
         import torch
 
         model, tokenizer = open_model(self.model, start, seed=self.stage.seed)
-        torch.manual_seed(self.stage.seed)
-        model.policy = Policy(self.policy, model.decoder.config.hidden_size)
+        if model.policy is None:
+            torch.manual_seed(self.stage.seed)
+            model.policy = Policy(self.policy, model.decoder.config.hidden_size)
         return PolicyTraining(model), tokenizer
 
     def batches(self, model: PolicyTraining, tokenizer: Any) -> Practice:
@@ -115,7 +116,9 @@ class PolicyRecipe:
         )
 
     def loss(self) -> Loss:
-        return lambda model, batch: grpo(cast("PolicyTraining", model), batch, self.grpo)
+        if isinstance(objective := self.objective, WarmUpConfig):
+            return lambda model, batch: warm_up(cast("PolicyTraining", model), batch, objective)
+        return lambda model, batch: grpo(cast("PolicyTraining", model), batch, objective)
 
     def export(self, model: PolicyTraining, tokenizer: Any, training: dict[str, Any], folder: Path) -> Path:
         from refrag_v2.checkpoint import save_refrag
@@ -176,11 +179,12 @@ class Budget:
     cpt: int
     mixed: int
     finetune: int
+    policy_start: int
     policy: int
 
 
-LONG = Budget(suffix="", reconstruction=150, cpt=1200, mixed=200, finetune=1200, policy=600)
-SHORT = Budget(suffix="-short", reconstruction=30, cpt=200, mixed=30, finetune=200, policy=60)
+LONG = Budget(suffix="", reconstruction=150, cpt=1200, mixed=200, finetune=1200, policy_start=60, policy=400)
+SHORT = Budget(suffix="-short", reconstruction=30, cpt=200, mixed=30, finetune=200, policy_start=20, policy=40)
 
 
 def _stage(name: str, steps: int, lr: float, boost: float, trained: tuple[str, ...] = ("",)) -> Stage:
@@ -205,22 +209,17 @@ def tiny(k: int, budget: Budget) -> dict[str, RefragRecipe | PolicyRecipe]:
         """Contexts of up to ``longest`` tokens."""
         return Growing(k=k, steps=steps, max_chunks=longest // k, tokens=1024, curriculum=curriculum)
 
-    def policy(name: str, steps: int) -> PolicyRecipe:
-        return PolicyRecipe(
-            after=("refrag_v2", "finetune", scale),
-            requires=(*everything, "refrag_v2/finetune"),
-            stage=Stage(
-                name=name,
-                steps=steps,
-                optimizer=AdamW(lr=_POLICY_LR),
-                schedule=_SCHEDULE,
-                trained=("refrag.policy.",),
-            ),
-            model=model,
-            data=Reading(sizes=((8, 32),), questions=1),
+    def policy_stage(name: str, steps: int) -> Stage:
+        return Stage(
+            name=name,
+            steps=steps,
+            optimizer=AdamW(lr=_POLICY_LR),
+            schedule=_SCHEDULE,
+            trained=("refrag.policy.",),
         )
 
     everything = "refrag_v2/reconstruction", "refrag_v2/cpt", "refrag_v2/mixed"
+    policy = partial(PolicyRecipe, model=model, data=Reading(sizes=((8, 32),), questions=1))
     return {
         # Gentle: what it teaches in earnest costs the next stages more than it gives (results/LOG.md).
         "reconstruction": recipe(
@@ -252,13 +251,23 @@ def tiny(k: int, budget: Budget) -> dict[str, RefragRecipe | PolicyRecipe]:
             expand=(0.0, 0.0, 0.1, 0.3, 1.0),
             language_weight=0.02,
         ),
-        "policy": policy("policy", budget.policy),
-        "policy_start": policy("policy_start", 0),  # what the trained policy is compared with
+        "policy_start": policy(
+            after=("refrag_v2", "finetune", scale),
+            requires=(*everything, "refrag_v2/finetune"),
+            stage=policy_stage("policy_start", budget.policy_start),
+            objective=WarmUpConfig(),
+        ),
+        "policy": policy(
+            after=("refrag_v2", "policy_start", scale),
+            requires=(*everything, "refrag_v2/finetune", "refrag_v2/policy_start"),
+            stage=policy_stage("policy", budget.policy),
+            objective=GrpoConfig(),
+        ),
     }
 
 
-STAGES = ("reconstruction", "cpt", "mixed", "finetune", "policy", "policy_start")
+STAGES = ("reconstruction", "cpt", "mixed", "finetune", "policy_start", "policy")
 _RECIPES = {f"tiny-k{k}{budget.suffix}": tiny(k, budget) for k in (4, 8, 16, 32) for budget in (LONG, SHORT)}
-RECONSTRUCTION, CPT, MIXED, FINETUNE, POLICY, POLICY_START = (
+RECONSTRUCTION, CPT, MIXED, FINETUNE, POLICY_START, POLICY = (
     {scale: recipes[stage] for scale, recipes in _RECIPES.items()} for stage in STAGES
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -444,6 +445,23 @@ def test_a_saved_model_comes_back_whole(tmp_path: Path, encoder: str) -> None:
     assert torch.equal(scores(back), scores(model))
     batch = condense(lay_out_for(model, copying(2), TOKENIZER), torch.tensor([[False, True]]))
     assert torch.equal(read_chunks(back, batch), read_chunks(model, batch))
+
+
+@torch.no_grad()
+def test_a_published_encoder_comes_back_as_it_was_trained(tmp_path: Path, own_words: str) -> None:
+    model = trained(encoder=own_words, pooling="mean")
+    back = reloaded(save_refrag(model, TOKENIZER, TRAINING, tmp_path / "final"))
+    assert torch.equal(encoded(back, RAGGED), encoded(model, RAGGED))
+
+
+@torch.no_grad()
+def test_a_checkpoint_needs_no_second_folder(tmp_path: Path, own_words: str) -> None:
+    elsewhere = shutil.copytree(own_words, tmp_path / "roberta")
+    model = trained(encoder=str(elsewhere), pooling="mean")
+    expected = encoded(model, RAGGED)
+    folder = save_refrag(model, TOKENIZER, TRAINING, tmp_path / "final")
+    shutil.rmtree(elsewhere)
+    assert torch.equal(encoded(reloaded(folder), RAGGED), expected)
 
 
 def test_a_checkpoint_misses_nothing_and_its_decoder_stands_alone(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from harness.cli.catalog import RECIPES
 from harness.config import load
-from harness.data.world.practice import Copying, Growing, Reading, Retelling
+from harness.data.world.practice import Copying, Growing, Reading
 from harness.data.world.tokenizer import build_tokenizer
 from harness.errors import InputError
 from harness.model.load import load_decoder, random_decoder
@@ -31,7 +31,8 @@ from slurm.jobs.train import TrainJob
 
 CPU = torch.device("cpu")
 TOKENIZER = build_tokenizer()
-ORDER = ("reconstruction", "cpt", "mixed", "finetune", "policy")
+ORDER = ("reconstruction", "cpt", "mixed", "finetune", "policy_start", "policy")
+LEFT_OUT = "refrag_v2/reconstruction"
 SCALES = ("tiny-k4", "tiny-k8", "tiny-k16", "tiny-k32")
 K = 8
 NAMES = RECIPES["refrag_v2"]  # kept here, because some tests put other recipes there
@@ -109,15 +110,14 @@ def test_the_recipes_are_the_papers_where_it_says_so(scale: str) -> None:
     assert all(stages[name].stage.trained == ("",) for name in ("cpt", "mixed", "finetune"))
     assert stages["policy"].stage.trained == ("refrag.policy.",)
     tasks = {name: type(stage.data) for name, stage in stages.items()}
-    assert tasks == {
-        "reconstruction": Copying, "cpt": Retelling, "mixed": Retelling, "finetune": Reading, "policy": Reading
-    }  # fmt: skip
+    assert (tasks["reconstruction"], tasks["finetune"], tasks["policy"]) == (Copying, Reading, Reading)
+    assert tasks["cpt"] is tasks["mixed"] is not Copying, "one task, read from embeddings and then from a mixture"
     for name in ("reconstruction", "cpt"):
         assert stages[name].data.growing.curriculum == "paper"
         assert stages[name].data.growing.steps == stages[name].stage.steps, "the curriculum ends with the stage"
         assert stages[name].expand == (0.0,)
     assert stages["mixed"].expand == (0.1,)
-    assert (stages["policy"].grpo.expand, stages["policy"].policy.layers) == (0.1, 2)
+    assert (stages["policy"].objective.expand, stages["policy"].policy.layers) == (0.1, 2)
     k = int(scale.removeprefix("tiny-k"))
     assert {stage.model.k for stage in stages.values()} == {k}
     growing = [stages[name].data.growing for name in ("reconstruction", "cpt", "mixed")]
@@ -162,18 +162,25 @@ def test_a_stage_names_the_one_that_is_missing(jobs: Any, tmp_path: Path) -> Non
     with pytest.raises(InputError, match="that went through refrag_v2/cpt; .*reconstruction, refrag_v2/mixed"):
         jobs("finetune", start).run()
     with pytest.raises(InputError, match="that went through refrag_v2/cpt; "):
-        jobs("finetune", start, skip=("refrag_v2/reconstruction",)).run()
+        jobs("finetune", start, skip=(LEFT_OUT,)).run()
 
 
 def test_an_ablation_is_accepted_and_recorded(jobs: Any, tiny_checkpoint: Path) -> None:
     """CPT on a decoder that never learned to read a chunk: what the paper shows not to work."""
-    ablation = jobs("cpt", tiny_checkpoint, skip=("refrag_v2/reconstruction",))
+    ablation = jobs("cpt", tiny_checkpoint, skip=(LEFT_OUT,))
     assert ablation.name != jobs("cpt", tiny_checkpoint).name, "and never mistaken for the real thing"
     training = json.loads((ablation.run() / "training.json").read_text())
-    assert training["skipped"] == ["refrag_v2/reconstruction"]
+    assert training["skipped"] == [LEFT_OUT]
     assert training["lineage"] == ["refrag_v2/cpt"]
-    with pytest.raises(InputError, match="that went through refrag_v2/reconstruction; "):
+    with pytest.raises(InputError, match=f"that went through {LEFT_OUT}; "):
         jobs("mixed", ablation.checkpoint).run()
+
+
+def test_what_was_not_left_out_is_not_recorded_as_an_ablation(jobs: Any, tmp_path: Path) -> None:
+    start = through(tmp_path / "start", "reconstruction")
+    training = json.loads((jobs("cpt", start, skip=(LEFT_OUT,)).run() / "training.json").read_text())
+    assert training["lineage"] == [LEFT_OUT, "refrag_v2/cpt"]
+    assert training["skipped"] == []
 
 
 def test_a_stage_starts_from_something(tmp_path: Path, jobs: Any) -> None:
@@ -199,11 +206,23 @@ def test_all_stages_in_their_order_make_a_system(jobs: Any, tiny_checkpoint: Pat
         assert math.isfinite(training["final_loss"]) and training["tokens"] > 0
         assert job.finished and job.run() == checkpoint
         stored = load_file(checkpoint / WEIGHTS_FILE)
-        assert any(name.startswith("policy.") for name in stored) == (stage == "policy")
+        assert any(name.startswith("policy.") for name in stored) == stage.startswith("policy")
         assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
     system = RefragV2Config(k=K, template="tagged", select="policy", expand=0.1).build(load_decoder(str(checkpoint)))
     columns = list(system.generate(["what is"], system.encode([[]]), max_new_tokens=2))
     assert len(system.text(columns)) == 1
+
+
+def test_the_policy_is_compared_with_where_it_started(ready: Path, tmp_path: Path) -> None:
+    """``policy`` begins from the very policy that ``policy_start`` warmed up, and the same model around it."""
+    start = small("policy_start")
+    model = run(start, ready, tmp_path / "warm")
+    _, tokenizer = start.open(ready)
+    folder = start.export(model.to(torch.bfloat16), tokenizer, {"recipe": {"template": "tagged"}}, tmp_path / "final")
+    begun = recipe("policy").open(folder)[0]
+    assert not changed(begun.refrag, {name: tensor.float() for name, tensor in model.refrag.state_dict().items()})
+    assert not changed(begun.sampler, begun.refrag.policy.state_dict())
+    assert "policy.project.weight" in changed(begun.refrag, start.open(ready)[0].refrag.state_dict()), "it has moved"
 
 
 @pytest.mark.parametrize("stage", ["cpt", "policy"])
@@ -254,12 +273,12 @@ def test_the_policy_stage_moves_the_policy_alone(ready: Path, tmp_path: Path) ->
 
 
 def test_a_fresh_encoder_depends_on_the_seed_alone(tiny_checkpoint: Path) -> None:
-    def fresh(seed: int) -> Refrag:
-        torch.manual_seed(123 + seed)
+    def fresh(seed: int, of_process: int) -> Refrag:
+        torch.manual_seed(of_process)
         return small("reconstruction", seed=seed).open(tiny_checkpoint)[0]
 
-    assert not changed(fresh(0), state(fresh(0)))
-    assert "projector.hidden.weight" in changed(fresh(0), state(fresh(1)))
+    assert not changed(fresh(0, of_process=1), state(fresh(0, of_process=2)))
+    assert "projector.hidden.weight" in changed(fresh(0, of_process=1), state(fresh(1, of_process=1)))
 
 
 # Resuming
@@ -271,7 +290,7 @@ def test_resumed_equals_unbroken(ready: Path, tmp_path: Path, stage: str, killed
     """All weights to the byte; of the policy also the sampler that drew, and what it draws next."""
     recipe = small(stage, steps=5)
     if isinstance(recipe, PolicyRecipe):
-        recipe = replace(recipe, grpo=replace(recipe.grpo, refresh=2))
+        recipe = replace(recipe, objective=replace(recipe.objective, refresh=2))
     whole = run(recipe, ready, tmp_path / "whole")
     run(recipe, ready, tmp_path / "broken", stop_after=killed_at)
     torch.manual_seed(999)  # a new process has another random state; the checkpoint must bring its own
@@ -336,7 +355,8 @@ def test_the_policy_has_rows_of_equally_many_chunks_and_something_to_pick(scale:
     model = Refrag(found.model, random_decoder("tiny", seed=0))
     training = {"recipe": {"template": "tagged"}}
     opened, tokenizer = found.open(save_refrag(model, TOKENIZER, training, tmp_path / "final"))
-    batch = next(found.batches(opened, tokenizer))
-    (count,) = set(batch["n_chunks"].tolist())
-    assert half_up(found.grpo.expand, count) >= 1
-    assert (batch["is_answer"].sum(1) == 2).all(), "one question each: a value and the end"
+    batches = found.batches(opened, tokenizer)
+    for batch in (next(batches) for _ in range(10)):
+        (count,) = set(batch["n_chunks"].tolist())
+        assert half_up(found.objective.expand, count) >= 1
+        assert (batch["is_answer"].sum(1) == 2).all(), "one question each: a value and the end"

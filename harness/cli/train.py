@@ -15,7 +15,7 @@ says where it came from.
 systems and stages:
   decoder        pretrain (the decoder that all systems start from)
   standard_rag   finetune
-  refrag_v2      reconstruction, cpt, mixed, finetune, policy, in this order
+  refrag_v2      reconstruction, cpt, mixed, finetune, policy_start, policy, in this order
 
 scales:
   tiny                                        decoder and standard_rag

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -102,6 +103,17 @@ def random_roberta(shape: str, vocab_size: int = 50265) -> Roberta:
         layer_norm_eps=1e-5,
         **ROBERTA_SHAPES[shape],
     )
+    return Roberta(RobertaModel(config, add_pooling_layer=False))
+
+
+def shaped_roberta(folder: Path) -> Roberta:
+    """RoBERTa of the shape that ``config.json`` in ``folder`` tells, with random weights."""
+    from transformers import RobertaConfig, RobertaModel
+
+    try:
+        config = RobertaConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise InputError(f"no encoder shape in {folder}: expected config.json there") from error
     return Roberta(RobertaModel(config, add_pooling_layer=False))
 
 

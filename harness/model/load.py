@@ -140,13 +140,22 @@ def random_decoder(shape: str, *, seed: int) -> LlamaForCausalLM:
 
 
 # Everything in a checkpoint folder that can move an answer.
-CONTENT = ("config.json", "refrag.json", "*.safetensors", "tokenizer*", "special_tokens_map.json", "vocab*", "merges*")
+CONTENT = (
+    "config.json",
+    "refrag.json",
+    "*.safetensors",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "vocab*",
+    "merges*",
+    "encoder/*",
+)
 
 
 def checkpoint_digest(folder: Path) -> str:
     """Content hash of a checkpoint folder: names and bytes of its config, weights and tokenizer files."""
     files = sorted({file for pattern in CONTENT for file in folder.glob(pattern)})
-    return digest([[file.name, file_digest(file)] for file in files])
+    return digest([[file.relative_to(folder).as_posix(), file_digest(file)] for file in files])
 
 
 def _identity(folder: Path, config: Any) -> str:

@@ -136,6 +136,7 @@ class TrainJob:
         recipe, device = self.recipe(), open_device(self.device)
         start = self._start(recipe)
         history = read_training(start) if start else {}
+        skipped = [stage for stage in self.skip if stage not in history.get("lineage", [])]
         import torch
 
         from harness.train.loop import train
@@ -155,7 +156,7 @@ class TrainJob:
             "system": self.system,
             "lineage": [*history.get("lineage", []), f"{self.system}/{self.stage}"],
             "init": history.get("init", recipe.init),
-            "skipped": list(self.skip),
+            "skipped": [*history.get("skipped", []), *skipped],
             "scale": self.scale,
             "data": "world",
             "recipe": recipe,
@@ -168,6 +169,9 @@ class TrainJob:
 
     def _start(self, recipe: Recipe) -> Path | None:
         """The checkpoint to start from, if any, which has gone through what the recipe requires."""
+        for stage in self.skip:
+            if stage not in recipe.requires:
+                raise unknown(f"stage that {self.title} requires and could skip:", stage, recipe.requires)
         before = self.before
         start = before.checkpoint if before else self.start
         if start is None:

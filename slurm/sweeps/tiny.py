@@ -32,7 +32,7 @@ RATES = (8, 16, 32)
 SHARE = 0.1
 ANSWER_TOKENS = 4  # a value is one token; more would only show rambling
 RACE_PROMPTS = 60
-REFRAG_STAGES = ("reconstruction", "cpt", "mixed", "finetune", "policy")
+REFRAG_STAGES = ("reconstruction", "cpt", "mixed", "finetune", "policy_start", "policy")
 BUDGETS = {"long": "", "short": "-short"}
 
 # What is expanded, and by whom: rows of the selection table.
