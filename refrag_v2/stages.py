@@ -183,8 +183,8 @@ class Budget:
     policy: int
 
 
-LONG = Budget(suffix="", reconstruction=100, cpt=800, mixed=100, finetune=700, policy_start=150, policy=300)
-SHORT = Budget(suffix="-short", reconstruction=30, cpt=200, mixed=30, finetune=200, policy_start=20, policy=40)
+LONG = Budget(suffix="", reconstruction=100, cpt=800, mixed=100, finetune=700, policy_start=100, policy=200)
+SHORT = Budget(suffix="-short", reconstruction=30, cpt=200, mixed=30, finetune=200, policy_start=15, policy=30)
 
 
 def _stage(name: str, steps: int, lr: float, boost: float, trained: tuple[str, ...] = ("",)) -> Stage:
@@ -219,10 +219,10 @@ def tiny(k: int, budget: Budget) -> dict[str, RefragRecipe | PolicyRecipe]:
         )
 
     everything = "refrag_v2/reconstruction", "refrag_v2/cpt", "refrag_v2/mixed"
-    policy = partial(PolicyRecipe, model=model, data=Reading(sizes=((8, 32),), questions=1))
+    policy = partial(PolicyRecipe, model=model, data=Reading(sizes=((8, 2 * k),), questions=1))
     return {
-        # No more than a touch: at rates that teach it anything, it leaves a projector that CPT does not recover from when
-        # several facts share a chunk (results/LOG.md).
+        # No more than a touch: at rates that teach it anything, it leaves a projector that CPT does not recover from
+        # when several facts share a chunk (results/LOG.md).
         "reconstruction": recipe(
             after=("decoder", "pretrain", f"tiny{budget.suffix}"),
             requires=(),

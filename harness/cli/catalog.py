@@ -42,6 +42,7 @@ SEED_NAMES: Mapping[str, str] = {
 
 EXPERIMENTS: Mapping[str, str] = {
     "tiny": "slurm.sweeps.tiny:tiny",
+    "selection": "slurm.sweeps.selection:selection",
     "real": "slurm.sweeps.real:real",
 }
 

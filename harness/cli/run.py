@@ -15,6 +15,8 @@ experiments:
   tiny   the synthetic world: standard RAG and REFRAG v2 at k = 8, 16 and 32, on three suites and on the same-relation
          hard set; what is expanded (nothing, by chance, by the policy, by an oracle, everything); who answers first.
          Starts from the accepted checkpoints; --from-scratch trains everything (offline; minutes on 2 cores)
+  selection
+         does GRPO teach the policy anything: three seeds against their own start and against chance, paired tests
   real   NQ, TriviaQA and PopQA questions over the corpus of a data root: indexes it with BM25, FAISS and Qdrant,
          freezes every retrieval, prints hit@1/5/20, and evaluates the tiny decoder on it (scores near zero: it has
          never read natural language; give --checkpoint for a decoder that has)"""
@@ -30,7 +32,7 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = DESCRIPTION, EPILOG
-    parser.add_argument("experiment", metavar="NAME", help="tiny, real")
+    parser.add_argument("experiment", metavar="NAME", help="tiny, selection, real")
     parser.add_argument("--data", type=Path, metavar="DIR", help="data root (default: REFRAG_DATA; tiny makes its own)")
     parser.add_argument("--checkpoint", metavar="DIR", help="decoder to evaluate (default: the trained tiny one)")
     parser.add_argument("--from-scratch", action="store_true", help="train everything, accepted checkpoints or not")

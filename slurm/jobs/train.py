@@ -60,9 +60,9 @@ class Recipe(Protocol):
 class TrainJob:
     """Train one stage of one system at one scale; the checkpoint lies in ``folder``.
 
-    ``start`` replaces the checkpoint of the stage before it. ``skip`` names required stages that an ablation leaves
-    out. ``seed`` replaces that of the recipe (of this stage alone). An accepted checkpoint of the same recipe is taken
-    as it is, unless ``from_scratch``.
+    ``start`` replaces the stage before it: a checkpoint, or the job that makes one. ``skip`` names required stages that
+    an ablation leaves out. ``seed`` replaces that of the recipe (of this stage alone). An accepted checkpoint of the
+    same recipe is taken as it is, unless ``from_scratch``.
     """
 
     system: str
@@ -70,7 +70,7 @@ class TrainJob:
     scale: str
     runs: Path
     device: str = "cpu"
-    start: Path | None = None
+    start: Path | TrainJob | None = None
     skip: tuple[str, ...] = ()
     seed: int | None = None
     from_scratch: bool = False
@@ -93,6 +93,8 @@ class TrainJob:
     @property
     def before(self) -> TrainJob | None:
         """The job that makes this one's start; None where there is nothing to make."""
+        if isinstance(self.start, TrainJob):
+            return self.start
         after = self.recipe().after
         if self.start is not None or after is None:
             return None
@@ -105,7 +107,8 @@ class TrainJob:
     def identity(self) -> str:
         """The digest of the recipe and of all before it: a changed recipe never meets an old checkpoint."""
         before = self.before
-        return digest([self.recipe(), str(self.start or ""), self.skip, before.identity if before else None])
+        given = "" if before else str(self.start or "")
+        return digest([self.recipe(), given, self.skip, before.identity if before else None])
 
     @property
     def name(self) -> str:
@@ -174,7 +177,7 @@ class TrainJob:
                 raise unknown(f"stage that {self.title} requires and could skip:", stage, recipe.requires)
         before = self.before
         start = before.checkpoint if before else self.start
-        if start is None:
+        if not isinstance(start, Path):
             return None
         if not (start / "config.json").exists():
             how = (

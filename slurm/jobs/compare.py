@@ -1,0 +1,110 @@
+"""Compare ways of answering on the same questions: paired tests over the journals of finished runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness import provenance
+from harness.config import plain
+from harness.errors import InputError
+from harness.files import write_atomically
+from harness.record import Journal
+from harness.statistics import holm, paired_bootstrap
+from results.comparison import write_comparison
+from slurm.jobs import Progress
+from slurm.jobs.evaluate import EvaluateJob
+
+NAME = "comparison.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """One way of answering: its run, or one run for every training seed."""
+
+    name: str
+    cells: Sequence[EvaluateJob]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareJob:
+    """``way`` against each of ``others``, by every one of ``figures``.
+
+    A way of one run stands against each seed of the other. Whole questions are resampled, since the seeds of a question
+    are not independent evidence; p-values are Holm's over the table. Leaves ``comparison.json`` below ``runs``, and the
+    table and the same file below ``out``. Raises ``InputError`` where the runs do not answer the same questions.
+    """
+
+    name: str
+    way: Way
+    others: Sequence[Way]
+    figures: Sequence[str]
+    runs: Path
+    out: Path
+
+    @property
+    def title(self) -> str:
+        return f"compare {self.way.name} with {', '.join(other.name for other in self.others)}"
+
+    def run(self, progress: Progress | None = None) -> dict[str, Any]:
+        journals = {way.name: [_rows(cell) for cell in way.cells] for way in (self.way, *self.others)}
+        tests = [
+            {"figure": figure, "a": self.way.name, "b": other.name}
+            | plain(_paired(journals[self.way.name], journals[other.name], figure))
+            for figure in self.figures
+            for other in self.others
+        ]
+        for test, p_value in zip(tests, holm([test["p_value"] for test in tests]), strict=True):
+            test["p_holm"] = p_value
+        document = {
+            "name": self.name,
+            "runs": {way.name: [cell.open().spec.run_id for cell in way.cells] for way in (self.way, *self.others)},
+            "means": {
+                name: {figure: [_mean(rows, figure) for rows in seeds] for figure in self.figures}
+                for name, seeds in journals.items()
+            },
+            "tests": tests,
+            "provenance": provenance.collect("cpu"),
+        }
+        folder = self.runs / "comparisons" / self.name
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / NAME, json.dumps(document, indent=1) + "\n")
+        write_comparison(document, self.out)
+        return document
+
+    def said(self, result: dict[str, Any]) -> str:
+        return "\n" + "\n".join(
+            f"    {test['figure']}, {test['a']} - {test['b']}: {100 * test['difference']:+.1f} "
+            f"[{100 * test['low']:+.1f}, {100 * test['high']:+.1f}]  p {test['p_holm']:.2g}  n={test['n']}"
+            for test in result["tests"]
+        )
+
+
+def _rows(cell: EvaluateJob) -> dict[str, Mapping[str, float]]:
+    """Scores and usage of each question of a finished run."""
+    spec = cell.open().spec
+    with Journal(spec.folder(cell.runs) / "predictions.jsonl", spec.run_id) as journal:
+        rows = journal.rows
+    if broken := [row["id"] for row in rows if "error" in row]:
+        raise InputError(f"run {spec.run_id} has {len(broken)} examples in error, the first of them {broken[0]}")
+    return {row["id"]: row["scores"] | row["usage"] for row in rows}
+
+
+def _paired(a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]], figure: str) -> Any:
+    pairs = [(a[i % len(a)], b[i % len(b)]) for i in range(max(len(a), len(b)))]
+    for ours, theirs in pairs:
+        if ours.keys() != theirs.keys():
+            raise InputError("runs that are compared have to answer the same questions")
+    questions = [(left, right, question) for left, right in pairs for question in left]
+    return paired_bootstrap(
+        [left[question][figure] for left, _, question in questions],
+        [right[question][figure] for _, right, question in questions],
+        clusters=[question for _, _, question in questions],
+    )
+
+
+def _mean(rows: Mapping[str, Mapping[str, float]], figure: str) -> float:
+    return sum(row[figure] for row in rows.values()) / len(rows)

@@ -1,0 +1,108 @@
+"""Does GRPO teach the policy anything? The trained policy against its own start and against chance, three seeds.
+
+    refrag-bench run selection
+
+Fills     results/tables/selection.*, selection-cost.*, selection-policy.*
+Cost      see results/LOG.md: three warm-ups and three GRPO trainings on one frozen REFRAG, then 8 x 1,000 questions
+Expect    see results/LOG.md
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.data.world.mirror import WorldConfig
+from slurm.jobs.compare import CompareJob, Way
+from slurm.jobs.data import WorldJob
+from slurm.jobs.evaluate import EvaluateJob
+from slurm.jobs.tables import TablesJob
+from slurm.jobs.train import TrainJob
+from slurm.local import Phase
+from slurm.sweeps.tiny import ANSWER_TOKENS, BUDGETS, MOST, SHARE, refrag_trainings, standard_rag_trainings
+
+NAME = "selection"
+K = 16
+SEEDS = (0, 1, 2)
+WORLD = WorldConfig(seed=1, questions=1000)  # other people and other questions than the main table's
+
+
+def selection(
+    *,
+    data: Path | None,
+    checkpoint: str | None,
+    limit: int | None,
+    device: str,
+    runs: Path,
+    out: Path,
+    budget: str = "long",
+    from_scratch: bool = False,
+) -> Iterator[Phase]:
+    """Phases of the experiment. ``checkpoint`` is a fine-tuned REFRAG v2; None takes or trains that of ``tiny``."""
+    world = WorldJob(config=WORLD, folder=runs / "data" / WORLD.name)
+    root = data or world.folder
+    if data is None:
+        yield Phase(title="data", jobs=[world])
+    model = [
+        job for job in refrag_trainings(K, runs, device, budget, from_scratch=from_scratch) if "policy" not in job.stage
+    ]
+    if checkpoint is None:
+        decoder = standard_rag_trainings(runs, device, budget, from_scratch=from_scratch)[:1]
+        yield Phase(title="train", jobs=[*decoder, *model])
+    refrag = Path(checkpoint or model[-1].checkpoint)
+
+    def policy(stage: str, seed: int, start: Path | TrainJob) -> TrainJob:
+        scale = f"tiny-k{K}{BUDGETS[budget]}"
+        return TrainJob(
+            system="refrag_v2",
+            stage=stage,
+            scale=scale,
+            runs=runs,
+            device=device,
+            start=start,
+            seed=seed,
+            from_scratch=from_scratch,
+        )
+
+    starts = [policy("policy_start", seed, Path(checkpoint) if checkpoint else model[-1]) for seed in SEEDS]
+    trained = [policy("policy", seed, start) for seed, start in zip(SEEDS, starts, strict=True)]
+    yield Phase(title="warm up", jobs=starts)
+    yield Phase(title="train by GRPO", jobs=trained)
+
+    def cell(of: Path, options: Mapping[str, Any]) -> EvaluateJob:
+        return EvaluateJob(
+            system="refrag_v2",
+            suite="same_relation",
+            checkpoint=str(of),
+            passages=MOST,
+            data=root,
+            limit=limit,
+            max_new_tokens=ANSWER_TOKENS,
+            device=device,
+            options=options,
+            experiment=NAME,
+            runs=runs,
+        )
+
+    def chosen(select: str) -> dict[str, Any]:
+        return {"expand": SHARE, "select": select}
+
+    ways = {
+        "GRPO": [cell(job.checkpoint, chosen("policy")) for job in trained],
+        "its start": [cell(job.checkpoint, chosen("policy")) for job in starts],
+        "random": [cell(refrag, chosen("random"))],
+        "nothing": [cell(refrag, {"expand": 0.0, "select": "none"})],
+        "oracle": [cell(refrag, chosen("oracle"))],
+    }
+    yield Phase(title="evaluate", jobs=[job for cells in ways.values() for job in cells])
+    compared = CompareJob(
+        name=f"{NAME}-policy",
+        way=Way(name="GRPO", cells=ways["GRPO"]),
+        others=[Way(name=name, cells=ways[name]) for name in ("its start", "random")],
+        figures=("oracle_hit", "em"),
+        runs=runs,
+        out=out,
+    )
+    yield Phase(title="compare", jobs=[compared])
+    yield Phase(title="tables", jobs=[TablesJob(experiment=NAME, runs=runs, out=out)])
