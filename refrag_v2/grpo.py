@@ -47,7 +47,7 @@ class GrpoConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class WarmUpConfig:
-    """``temperature``, in nats of the answer's mean log-likelihood, is that of the labels."""
+    """``temperature`` of the labels, in standard deviations of a row's rewards."""
 
     temperature: float = 0.5
 
@@ -74,7 +74,11 @@ class PolicyTraining(nn.Module):
 
 
 def warm_up(training: PolicyTraining, batch: Batch, config: WarmUpConfig) -> Tensor:
-    """Cross-entropy of the policy against the softmax of what each chunk's expansion alone is worth."""
+    """Cross-entropy of the policy against the softmax of the advantage of each chunk's expansion alone.
+
+    The advantage and not the reward: where the model is right anyway, rewards differ by a hundredth of a nat, and still
+    tell which chunk it was.
+    """
     model = training.refrag
     assert model.policy is not None
     with torch.no_grad():
@@ -83,7 +87,7 @@ def warm_up(training: PolicyTraining, batch: Batch, config: WarmUpConfig) -> Ten
         B, L = seen[3].shape
         each_BL1 = torch.arange(L, device=chunks_ME.device).expand(B, L)[..., None]
         worth_BL = answer_log_likelihood(model, batch, chunks_ME, each_BL1)
-        labels_BL = (worth_BL / config.temperature).softmax(-1)
+        labels_BL = (advantages(worth_BL) / config.temperature).softmax(-1)
     loss: Tensor = -(labels_BL * model.policy(*seen).log_softmax(-1)).sum(-1).mean()
     return loss
 

@@ -104,6 +104,12 @@ class TrainJob:
         )
 
     @property
+    def chain(self) -> list[TrainJob]:
+        """This job, and before it all that it needs and that is not finished."""
+        before = None if self.finished else self.before
+        return [*(before.chain if before else []), self]
+
+    @property
     def identity(self) -> str:
         """The digest of the recipe and of all before it: a changed recipe never meets an old checkpoint."""
         before = self.before

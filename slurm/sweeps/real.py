@@ -18,7 +18,7 @@ from slurm.jobs.data import RetrieveJob
 from slurm.jobs.evaluate import EvaluateJob
 from slurm.jobs.tables import TablesJob
 from slurm.local import Phase
-from slurm.sweeps.tiny import standard_rag_trainings
+from slurm.sweeps.tiny import rag_training, train_phase
 
 NAME = "real"
 SUITES = ("nq", "popqa", "triviaqa")
@@ -46,15 +46,15 @@ def real(
     ]
     yield Phase(title="index and retrieve", jobs=retrievals)
 
-    training = standard_rag_trainings(runs, device, budget, from_scratch=from_scratch)
+    training = rag_training(runs, device, budget, from_scratch=from_scratch)
     if checkpoint is None:
-        yield Phase(title="train", jobs=training)
+        yield train_phase([training])
     read_from = {job.suite: job for job in retrievals if job.retriever == READ_FROM}
     cells = [
         EvaluateJob(
             system="standard_rag",
             suite=suite,
-            checkpoint=checkpoint or str(training[-1].checkpoint),
+            checkpoint=checkpoint or str(training.checkpoint),
             passages=n,
             data=data,
             retrieval=read_from[suite] if n else None,

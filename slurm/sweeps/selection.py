@@ -10,6 +10,7 @@ Expect    see results/LOG.md
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ from slurm.jobs.evaluate import EvaluateJob
 from slurm.jobs.tables import TablesJob
 from slurm.jobs.train import TrainJob
 from slurm.local import Phase
-from slurm.sweeps.tiny import ANSWER_TOKENS, BUDGETS, MOST, SHARE, refrag_trainings, standard_rag_trainings
+from slurm.sweeps.tiny import ANSWER_TOKENS, MOST, SHARE, refrag_training, suffix, train_phase
 
 NAME = "selection"
-K = 16
+K = 32  # where chunks say least by themselves, and selection matters most
 SEEDS = (0, 1, 2)
 WORLD = WorldConfig(seed=1, questions=1000)  # other people and other questions than the main table's
 
@@ -44,16 +45,14 @@ def selection(
     root = data or world.folder
     if data is None:
         yield Phase(title="data", jobs=[world])
-    model = [
-        job for job in refrag_trainings(K, runs, device, budget, from_scratch=from_scratch) if "policy" not in job.stage
-    ]
+    # That of seed 0 is the tiny experiment's own.
+    model = replace(refrag_training(K, runs, device, budget, from_scratch=from_scratch), stage="finetune")
     if checkpoint is None:
-        decoder = standard_rag_trainings(runs, device, budget, from_scratch=from_scratch)[:1]
-        yield Phase(title="train", jobs=[*decoder, *model])
-    refrag = Path(checkpoint or model[-1].checkpoint)
+        yield train_phase([model])
+    refrag = Path(checkpoint or model.checkpoint)
 
     def policy(stage: str, seed: int, start: Path | TrainJob) -> TrainJob:
-        scale = f"tiny-k{K}{BUDGETS[budget]}"
+        scale = f"tiny-k{K}{suffix(budget)}"
         return TrainJob(
             system="refrag_v2",
             stage=stage,
@@ -65,7 +64,7 @@ def selection(
             from_scratch=from_scratch,
         )
 
-    starts = [policy("policy_start", seed, Path(checkpoint) if checkpoint else model[-1]) for seed in SEEDS]
+    starts = [policy("policy_start", seed, Path(checkpoint) if checkpoint else model) for seed in SEEDS]
     trained = [policy("policy", seed, start) for seed, start in zip(SEEDS, starts, strict=True)]
     yield Phase(title="warm up", jobs=starts)
     yield Phase(title="train by GRPO", jobs=trained)

@@ -32,7 +32,6 @@ RATES = (8, 16, 32)
 SHARE = 0.1
 ANSWER_TOKENS = 4  # a value is one token; more would only show rambling
 RACE_PROMPTS = 60
-REFRAG_STAGES = ("reconstruction", "cpt", "mixed", "finetune", "policy_start", "policy")
 BUDGETS = {"long": "", "short": "-short"}
 
 # What is expanded, and by whom: rows of the selection table.
@@ -68,12 +67,13 @@ def tiny(
     if data is None:
         yield Phase(title="data", jobs=[world])
 
-    of_rag = standard_rag_trainings(runs, device, budget, from_scratch=from_scratch)
-    of_refrag = {k: refrag_trainings(k, runs, device, budget, from_scratch=from_scratch) for k in RATES}
+    settings: dict[str, Any] = dict(runs=runs, device=device, budget=budget, from_scratch=from_scratch)
+    of_rag = rag_training(**settings)
+    of_refrag = [refrag_training(k, **settings) for k in RATES]
     if checkpoint is None:
-        yield Phase(title="train", jobs=[*of_rag, *(job for jobs in of_refrag.values() for job in jobs)])
-    rag = checkpoint or str(of_rag[-1].checkpoint)
-    refrags = [] if checkpoint else [str(jobs[-1].checkpoint) for jobs in of_refrag.values()]
+        yield train_phase([of_rag, *of_refrag])
+    rag = checkpoint or str(of_rag.checkpoint)
+    refrags = [] if checkpoint else [str(job.checkpoint) for job in of_refrag]
 
     retrievals = {suite: RetrieveJob(suite=suite, retriever="bm25", data=root, runs=runs) for suite in SUITES}
     yield Phase(title="retrieve", jobs=list(retrievals.values()))
@@ -118,26 +118,37 @@ def tiny(
     yield Phase(title="tables", jobs=[TablesJob(experiment=name, runs=runs, out=out) for name in drawn])
 
 
-def standard_rag_trainings(runs: Path, device: str, budget: str, *, from_scratch: bool) -> list[TrainJob]:
-    """The decoder that all systems start from, and standard RAG on it. Raises ``InputError`` for another budget."""
-    return _trainings(
-        [("decoder", "pretrain"), ("standard_rag", "finetune")], "tiny", runs, device, budget, from_scratch
+def rag_training(runs: Path, device: str, budget: str, *, from_scratch: bool) -> TrainJob:
+    """Standard RAG, fine-tuned on the decoder that all systems start from. Raises ``InputError`` for another budget."""
+    return TrainJob(
+        system="standard_rag",
+        stage="finetune",
+        scale=f"tiny{suffix(budget)}",
+        runs=runs,
+        device=device,
+        from_scratch=from_scratch,
     )
 
 
-def refrag_trainings(k: int, runs: Path, device: str, budget: str, *, from_scratch: bool) -> list[TrainJob]:
-    """The stages of REFRAG v2, from the decoder on."""
-    stages = [("refrag_v2", stage) for stage in REFRAG_STAGES]
-    return _trainings(stages, f"tiny-k{k}", runs, device, budget, from_scratch)
+def refrag_training(k: int, runs: Path, device: str, budget: str, *, from_scratch: bool) -> TrainJob:
+    """The last stage of REFRAG v2; the others are in its chain."""
+    return TrainJob(
+        system="refrag_v2",
+        stage="policy",
+        scale=f"tiny-k{k}{suffix(budget)}",
+        runs=runs,
+        device=device,
+        from_scratch=from_scratch,
+    )
 
 
-def _trainings(
-    stages: Sequence[tuple[str, str]], scale: str, runs: Path, device: str, budget: str, from_scratch: bool
-) -> list[TrainJob]:
+def suffix(budget: str) -> str:
+    """What a budget adds to the name of a scale. Raises ``InputError`` with the valid budgets."""
     if budget not in BUDGETS:
         raise unknown("budget", budget, BUDGETS)
-    scale += BUDGETS[budget]
-    return [
-        TrainJob(system=system, stage=stage, scale=scale, runs=runs, device=device, from_scratch=from_scratch)
-        for system, stage in stages
-    ]
+    return BUDGETS[budget]
+
+
+def train_phase(targets: Sequence[TrainJob]) -> Phase:
+    """Everything that ``targets`` need, each job once."""
+    return Phase(title="train", jobs=list(dict.fromkeys(job for target in targets for job in target.chain)))

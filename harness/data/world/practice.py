@@ -87,6 +87,21 @@ class People:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sketches(People):
+    """The same people, of whom a passage states only the first ``facts`` facts, one number for all of a sequence.
+
+    So chunks that have room for four facts are first met with one in them.
+    """
+
+    facts: tuple[int, ...] = (1, 1, 2, 3, 4)
+
+    def draw(self, rng: random.Random, n: int) -> list[Biography]:
+        biographies = super().draw(rng, n)
+        count = rng.choice(self.facts)
+        return [Biography(biography.person, biography.facts[:count]) for biography in biographies]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Reading:
     """``sizes`` are (passages, rows of a batch) to choose from; ``questions`` are asked per row."""
 
