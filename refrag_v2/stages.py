@@ -1,11 +1,12 @@
 """REFRAG's training, stage by stage, as data. The paper's recipe (arXiv:2509.01092v2, section 4, p. 19) and ours:
 
     stage           task                          trained               paper: peak LR   here
-    reconstruction  x_1:kL from L embeddings      encoder + projector   2e-4             SCALES, below
+    reconstruction  x_1:kL from L embeddings      encoder + projector   2e-4             ``tiny``, below
     cpt             next paragraph                everything            5e-5
     mixed           the same, 10 % as tokens      everything            not stated
-    policy          pick chunks (policy.py)       policy                not stated
     finetune        questions over passages       everything            2e-5
+    policy_start    (not in the paper: grpo.py)   policy                -
+    policy          pick chunks (policy.py)       policy                not stated
 
 Common to all in the paper: AdamW, 4 % linear warm-up, cosine, batch 256, bf16; it states neither betas, weight decay
 nor clipping: (0.9, 0.95), 0 and 1.0 here. The curriculum (Table 8) is used for both tasks of the first two stages.
@@ -219,8 +220,8 @@ def tiny(k: int, budget: Budget) -> dict[str, RefragRecipe | PolicyRecipe]:
             trained=("refrag.policy.",),
         )
 
-    # Four facts in a chunk, met as such, teach the decoder to ignore whose they are: there the number of facts varies in
-    # place of the number of chunks, and the decoder moves faster (results/LOG.md).
+    # Four facts in a chunk, met as such, teach the decoder to ignore whose they are: there the number of facts varies
+    # in place of the number of chunks, and the decoder moves faster (results/LOG.md).
     cpt = Reading(people=Sketches()) if crowded else Quizzing(growing=growing(budget.cpt, LONGEST))
     lr, boost = (4e-4, 10) if crowded else (2e-4, 20)
 

@@ -46,6 +46,13 @@ def draw(
     return drawn, files
 
 
+def cost_texts(records: Iterable[Path], folder: Path) -> dict[str, str]:
+    """The cost tables of all experiments that have one, as Markdown for a document in ``folder``, by name."""
+    found = read_records(records)
+    costs = [build_cost_table(found, name) for name in tables.experiments(found)]
+    return {cost.name: to_grid(cost, folder).markdown() for cost in costs if cost}
+
+
 def write(files: Mapping[Path, bytes]) -> None:
     """Write ``files`` and say so on standard error."""
     for path, content in files.items():

@@ -20,6 +20,7 @@ DESCRIPTION = """\
 Read every record.json below --records and write, for each experiment found,
   OUT/tables/EXPERIMENT.md .csv .tex    score, 95 % interval, chance, n, passages read, errors, link to record
   OUT/figures/EXPERIMENT.png .svg       the score against the number of passages
+  OUT/tables/EXPERIMENT-cost.*          where systems raced: rate, decoder positions and speed beside the score
 (EXPERIMENT-METRIC.* for a metric other than em). The Markdown goes to stdout as well. The same records always give
 the same bytes. Neither torch nor a GPU is needed."""
 
@@ -50,7 +51,9 @@ def run(args: argparse.Namespace) -> int:
     drawing, formats = load("results.draw:draw"), importlib.import_module("results.formats")
     tables, files = drawing(args.records, args.out, experiment=args.experiment, metric=args.metric)
     if args.readme:
-        texts = {table.experiment: formats.to_markdown(table, args.readme.parent) for table in tables}
+        folder = args.readme.parent
+        texts = load("results.draw:cost_texts")(args.records, folder)
+        texts |= {table.experiment: formats.to_markdown(table, folder) for table in tables}
         files[args.readme] = _with_tables(args.readme, texts).encode()
     load("results.draw:write")(files)
     if args.json:

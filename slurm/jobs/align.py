@@ -107,12 +107,16 @@ class AlignJob:
         return result
 
     def said(self, result: Verification) -> str:
-        """The reading at every number of chunks, and the verdict."""
-        from harness.train.alignment import ALL
-
-        text = ", ".join(f"{100 * row.read[ALL].accuracy:.1f} % at {row.chunks}" for row in result.measured)
-        verdict = "" if result.gate is None else "; gate missed" if result.missed else "; gate passed"
-        return f"token accuracy {text} chunks{verdict}"
+        """The reading at every number of chunks, each kind of token beside its floor, and the verdict."""
+        lines = []
+        for row in result.measured:
+            kinds = (
+                f"{kind} {100 * read.accuracy:.1f} % (floor {100 * row.floor[kind].accuracy:.1f})"
+                for kind, read in row.read.items()
+            )
+            lines.append(f"    {row.chunks} chunks: {', '.join(kinds)}")
+        verdict = "" if result.gate is None else "gate missed" if result.missed else "gate passed"
+        return "\n".join(["token accuracy" + (f"; {verdict}" if verdict else ""), *lines])
 
 
 def to_json(result: Verification) -> str:

@@ -17,6 +17,8 @@ from typing import Any
 
 from harness.data.world.mirror import SAME_RELATION_SIZES, WorldConfig
 from harness.errors import unknown
+from harness.train.alignment import Gate
+from slurm.jobs.align import AlignJob
 from slurm.jobs.data import RetrieveJob, WorldJob
 from slurm.jobs.evaluate import EvaluateJob
 from slurm.jobs.race import RaceJob
@@ -29,6 +31,7 @@ SUITES = ("nq", "triviaqa", "popqa")
 PASSAGES = (0, 1, 4, 8)
 MOST = 8
 RATES = (8, 16, 32)
+ALIGNED = (1, 2, 4)  # chunks read back; the seed's gate is shown, and stops nothing here (refrag_v2/stages.py says why)
 SHARE = 0.1
 ANSWER_TOKENS = 4  # a value is one token; more would only show rambling
 RACE_PROMPTS = 60
@@ -74,6 +77,20 @@ def tiny(
         yield train_phase([of_rag, *of_refrag])
     rag = checkpoint or str(of_rag.checkpoint)
     refrags = [] if checkpoint else [str(job.checkpoint) for job in of_refrag]
+
+    checks = [
+        AlignJob(
+            checkpoint=Path(refrag),
+            chunks=ALIGNED,
+            batches=2,
+            gate=Gate(),
+            device=device,
+            out=runs / "alignment" / f"{NAME}-k{k}.json",
+        )
+        for k, refrag in zip(RATES, refrags, strict=False)
+    ]
+    if checks:
+        yield Phase(title="verify alignment", jobs=checks)
 
     retrievals = {suite: RetrieveJob(suite=suite, retriever="bm25", data=root, runs=runs) for suite in SUITES}
     yield Phase(title="retrieve", jobs=list(retrievals.values()))
