@@ -46,7 +46,7 @@ def evaluate(
     """
     folder = spec.folder(runs)
     if (folder / "record.json").exists():
-        return _join(RunRecord.read(folder), experiment, folder)
+        return join(RunRecord.read(folder), experiment, folder)
     examples = list(suite.examples())
     if not examples:
         raise InputError(f"suite {suite.name} has no examples (limit {spec.suite.limit})")
@@ -93,7 +93,7 @@ def evaluate(
     return record
 
 
-def _join(record: RunRecord, experiment: str, folder: Path) -> RunRecord:
+def join(record: RunRecord, experiment: str, folder: Path) -> RunRecord:
     """A finished run, as a member of ``experiment`` too."""
     if experiment not in record.experiments:
         record = replace(record, experiments=[*record.experiments, experiment])

@@ -81,6 +81,7 @@ def warm_up(training: PolicyTraining, batch: Batch, config: WarmUpConfig) -> Ten
     """
     model = training.refrag
     assert model.policy is not None
+    _picks(1.0, batch["n_chunks"])
     with torch.no_grad():
         chunks_ME = model.encode(EncoderInputs(batch["encoder_ids"], batch["encoder_mask"], batch["encoder_chunk"]))
         seen = policy_inputs(model, batch, chunks_ME)

@@ -44,7 +44,7 @@ def to_grid(document: Mapping[str, Any]) -> Grid:
                 SCORES.get(test["figure"], test["figure"]),
                 " / ".join(a),
                 " / ".join(b),
-                f"{100 * test['difference']:+.1f} [{100 * test['low']:+.1f}, {100 * test['high']:+.1f}]",
+                f"{100 * test['difference']:+z.1f} [{100 * test['low']:+z.1f}, {100 * test['high']:+z.1f}]",
                 f"{test['p_holm']:.2g}",
                 "-" if test["detectable"] is None else f"{100 * test['detectable']:.1f}",
                 str(test["n"]),

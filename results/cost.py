@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.config import digest
+from harness.errors import InputError
 from harness.statistics import Interval
 from results.formats import Grid, linked, percent
 from results.records import Record
@@ -73,23 +74,20 @@ def build_cost_table(records: Iterable[Record], experiment: str) -> CostTable | 
     if not races:
         return None
     first = races[0]
-    scored = [
-        record
-        for record in ours
-        if record.suite in QA_SUITES
-        and record.passages == first.passages
-        and record.spec["suite"]["revision"] == first.spec["suite"]["revision"]
-    ]
+    for race in races[1:]:
+        if _context(race) != _context(first):
+            raise InputError(
+                f"two races of experiment {experiment!r} are of different contexts: {first.path} and {race.path}; "
+                "give only one of them to --records"
+            )
+    scored = [record for record in ours if record.suite in QA_SUITES and _context(record) == _context(first)]
     by_system = {_system(race): race for race in races}
     names = variants(scored)
-    lines = [
-        Line(
-            row=Row(system=record.system, variant=names[record.path], passages=record.passages),
-            record=record,
-            race=by_system.get(_system(record)),
-        )
-        for record in scored
-    ]
+    by_row: dict[Row, Line] = {}
+    for record in scored:  # copies of a record share a row
+        row = Row(system=record.system, variant=names[record.path], passages=record.passages)
+        by_row.setdefault(row, Line(row=row, record=record, race=by_system.get(_system(record))))
+    lines = list(by_row.values())
     if not lines:
         return None
     return CostTable(
@@ -142,6 +140,11 @@ def _cell(line: Line, name: str, folder: Path) -> str:
         return f"{value.mean:.2f} [{value.low:.2f}, {value.high:.2f}]"
     score = f"{percent(value.mean)} [{percent(value.low)}, {percent(value.high)}]"
     return linked(score, line.record, folder) if name == "em" else score
+
+
+def _context(record: Record) -> tuple[int, str]:
+    """What was asked over how many passages."""
+    return record.passages, str(record.spec["suite"]["revision"])
 
 
 def _system(record: Record) -> str:

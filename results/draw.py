@@ -46,10 +46,10 @@ def draw(
     return drawn, files
 
 
-def cost_texts(records: Iterable[Path], folder: Path) -> dict[str, str]:
-    """The cost tables of all experiments that have one, as Markdown for a document in ``folder``, by name."""
+def cost_texts(records: Iterable[Path], folder: Path, experiments: Iterable[str]) -> dict[str, str]:
+    """The cost tables of those experiments that have one, as Markdown for a document in ``folder``, by name."""
     found = read_records(records)
-    costs = [build_cost_table(found, name) for name in tables.experiments(found)]
+    costs = [build_cost_table(found, name) for name in experiments]
     return {cost.name: to_grid(cost, folder).markdown() for cost in costs if cost}
 
 

@@ -17,11 +17,20 @@ from torch import Tensor, nn
 
 from harness.data.world.practice import Reading
 from harness.data.world.tokenizer import build_tokenizer
+from harness.errors import InputError
 from harness.model.chunking import EncoderInputs, split
 from harness.model.load import random_decoder
 from harness.train.optim import build_optimizers, freeze
 from harness.train.rows import Batch, Row
-from refrag_v2.grpo import GrpoConfig, PolicyTraining, answer_log_likelihood, grpo, policy_inputs
+from refrag_v2.grpo import (
+    GrpoConfig,
+    PolicyTraining,
+    WarmUpConfig,
+    answer_log_likelihood,
+    grpo,
+    policy_inputs,
+    warm_up,
+)
 from refrag_v2.model import Refrag, RefragConfig
 from refrag_v2.policy import (
     Policy,
@@ -32,7 +41,7 @@ from refrag_v2.policy import (
     sample_picks,
 )
 from refrag_v2.selectors import Candidates, by_policy
-from refrag_v2.stages import POLICY, lay_out_for
+from refrag_v2.stages import POLICY, POLICY_START, lay_out_for
 
 TOKENIZER = build_tokenizer()
 K, WIDTH = 8, 128
@@ -434,3 +443,148 @@ def test_the_frozen_model_does_not_drop_out() -> None:
     training.train()  # as the loop does
     with torch.no_grad():
         assert torch.equal(chunks_of(training.refrag, batch), chunks_of(training.refrag, batch))
+
+
+@pytest.mark.parametrize(
+    ("passages", "expand", "said"),
+    [
+        ((8, 4), 0.1, "a share of 0.1 of 16, 32 chunks is 2, 3"),
+        ((1, 1), 0.1, "a share of 0.1 of 4 chunks is 0"),
+        ((3, 3), 0.0, "a share of 0.0 of 12 chunks is 0"),
+    ],
+)
+def test_rows_that_do_not_have_one_number_of_picks_are_an_input_error(
+    passages: tuple[int, ...], expand: float, said: str
+) -> None:
+    training, batch = training_on(sharpened(), *passages)
+    with pytest.raises(InputError, match="equally many chunks to pick, at least 1") as caught:
+        grpo(training, batch, GrpoConfig(expand=expand))
+    assert said in str(caught.value)
+
+
+def test_rows_of_another_length_with_as_many_picks_go() -> None:
+    """A tenth of 8 chunks and of 12 is one chunk."""
+    training, batch = training_on(sharpened(), 3, 2)
+    loss = grpo(training, batch, GrpoConfig(expand=0.1))
+    loss.backward()
+    grads = [p.grad for p in training.parameters() if p.grad is not None]
+    assert loss.isfinite()
+    assert grads and all(grad.isfinite().all() for grad in grads)
+
+
+@pytest.mark.parametrize("groups", [1, 0, -3])
+def test_a_sample_is_better_only_than_another(groups: int) -> None:
+    with pytest.raises(InputError, match=f"at least 2 samples to a group.* got {groups}"):
+        GrpoConfig(groups=groups)
+
+
+# The warm-up
+
+
+class Given(nn.Module):
+    """A policy that has its logits, whatever it is shown."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(logits)
+
+    def forward(self, *seen: Tensor) -> Tensor:
+        return self.logits
+
+
+def labels_of(training: PolicyTraining, batch: Batch, config: WarmUpConfig) -> Tensor:
+    """What the policy is to say, read off the gradient of a cross-entropy: (softmax(logits) - labels) / rows."""
+    rows, chunks = batch["n_chunks"].shape[0], int(batch["n_chunks"].max())
+    given = Given(torch.randn(rows, chunks, generator=torch.Generator().manual_seed(0)))
+    training.refrag.policy = given
+    warm_up(training, batch, config).backward()
+    assert given.logits.grad is not None
+    return given.logits.detach().softmax(-1) - rows * given.logits.grad
+
+
+def worth_of_each(model: Refrag, batch: Batch) -> list[list[float]]:
+    """Of every row and chunk, the reward of expanding that chunk and no other, asked for one at a time."""
+    rows, chunks = batch["n_chunks"].shape[0], int(batch["n_chunks"].max())
+    with torch.no_grad():
+        embeddings = chunks_of(model, batch)
+        columns = [
+            answer_log_likelihood(model, batch, embeddings, torch.full((rows, 1, 1), chunk))[:, 0].tolist()
+            for chunk in range(chunks)
+        ]
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_the_warm_up_wants_the_softmax_of_what_each_chunk_alone_is_worth(temperature: float) -> None:
+    """Worth in standard deviations of its row: (r - mean) / std, as GRPO normalises rewards in their group."""
+    training, batch = training_on(sharpened(), 3, 3)
+    expected = []
+    for row in worth_of_each(training.refrag, batch):
+        mean, std = statistics.mean(row), statistics.stdev(row)
+        assert std > 1e-2
+        exponentials = [math.exp((reward - mean) / std / temperature) for reward in row]
+        expected.append([e / sum(exponentials) for e in exponentials])
+    labels = labels_of(training, batch, WarmUpConfig(temperature=temperature))
+    torch.testing.assert_close(labels, torch.tensor(expected), atol=1e-4, rtol=1e-3)
+    assert labels.max() > 1.5 / labels.shape[1], "no uniform labels"
+
+
+def test_the_warm_up_is_over_where_the_policy_says_the_labels() -> None:
+    training, batch = training_on(sharpened(), 2, 2)
+    config = WarmUpConfig()
+    labels = labels_of(training, batch, config)
+    given = Given(labels.log())
+    training.refrag.policy = given
+    loss = warm_up(training, batch, config)
+    loss.backward()
+    assert given.logits.grad is not None
+    assert given.logits.grad.abs().max() < 1e-5
+    assert loss.item() == pytest.approx(float(-(labels * labels.log()).sum(-1).mean()), rel=1e-4), "their entropy"
+
+
+def test_only_the_policy_has_a_gradient_of_the_warm_up() -> None:
+    """Even where nobody has frozen the rest."""
+    training, batch = training_on(sharpened(), 2, 2)
+    warm_up(training, batch, WarmUpConfig()).backward()
+    with_one = {name for name, p in training.named_parameters() if p.grad is not None}
+    assert all(name.startswith("refrag.policy.") for name in with_one)
+    assert with_one == {name for name, _ in training.named_parameters() if name.startswith("refrag.policy.")}
+
+
+def test_warming_up_draws_nothing() -> None:
+    """No samples: the same batch gives the same loss, and no random number is taken from what comes after."""
+    training, batch = training_on(sharpened(), 2, 2)
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    assert warm_up(training, batch, WarmUpConfig()).item() == warm_up(training, batch, WarmUpConfig()).item()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_warming_up_learns_a_batch_and_moves_no_byte_of_the_rest() -> None:
+    training, batch = training_on(sharpened(), 2, 2)
+    policy = training.refrag.policy
+    assert policy is not None
+    stage = replace(POLICY_START["tiny-k8"].stage, steps=8)
+    optimizers = build_optimizers(freeze(training, stage), stage)
+    before, losses = state(training), []
+    for _ in range(8):
+        loss = warm_up(training, batch, WarmUpConfig())
+        loss.backward()
+        losses.append(loss.item())
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    assert losses[-1] < 0.95 * losses[0]
+    moved = changed(training, before)
+    assert moved
+    assert all(name.startswith("refrag.policy.") for name in moved)
+
+
+def test_a_ragged_batch_of_the_warm_up_is_refused_or_has_a_loss() -> None:
+    """``grpo`` refuses rows of unequally many picks with an ``InputError``."""
+    training, batch = training_on(sharpened(), 3, 2)
+    try:
+        loss = warm_up(training, batch, WarmUpConfig())
+    except InputError:
+        return
+    assert loss.isfinite()

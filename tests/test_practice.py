@@ -11,7 +11,17 @@ import torch
 
 from harness.data.world import facts
 from harness.data.world.lexicon import lexicon
-from harness.data.world.practice import Copying, Exercise, Growing, Mixture, People, Practice, Reading, Retelling
+from harness.data.world.practice import (
+    Copying,
+    Exercise,
+    Growing,
+    Mixture,
+    People,
+    Practice,
+    Quizzing,
+    Reading,
+    Retelling,
+)
 from harness.data.world.tokenizer import build_tokenizer
 from harness.errors import InputError
 from harness.train.curriculum import build_curriculum
@@ -26,6 +36,7 @@ def growing(**changes: object) -> Growing:
 
 EXERCISES: dict[str, Exercise] = {
     "reading": Reading(sizes=((1, 3), (4, 2))),
+    "quizzing": Quizzing(growing=growing()),
     "retelling": Retelling(growing=growing()),
     "copying": Copying(growing=growing()),
     "mixture": Mixture(exercises=(Reading(sizes=((2, 3),)), Retelling(growing=growing()), Copying(growing=growing()))),
@@ -81,9 +92,11 @@ def test_another_seed_gives_other_batches() -> None:
 
 
 def test_exercises_of_one_seed_do_not_tell_of_the_same_people() -> None:
-    copied, retold = (next(practice(kind(growing=growing(curriculum="none")))) for kind in (Copying, Retelling))
+    kinds = (Copying, Retelling, Quizzing)
+    copied, *others = (next(practice(kind(growing=growing(curriculum="none")))) for kind in kinds)
     fact = 8
-    assert not torch.equal(copied["input_ids"][0, 1 : 1 + fact], retold["input_ids"][0, 2 : 2 + fact])
+    told = [copied["input_ids"][0, 1 : 1 + fact], *(batch["input_ids"][0, 2 : 2 + fact] for batch in others)]
+    assert not any(torch.equal(one, another) for one, another in itertools.combinations(told, 2))
 
 
 def test_what_the_collate_draws_is_repeatable_too() -> None:
@@ -198,10 +211,44 @@ def test_a_passage_is_its_tag_and_four_statements() -> None:
         assert [(block.tag, len(block.text)) for block in row.context] == [(tag, 32)] * 3
 
 
-# k = 4 has chunks shorter than a statement; 12 and 20 tokens cut one in two.
-@pytest.mark.parametrize(("k", "chunks"), [(4, 1), (8, 1), (16, 1), (4, 8), (8, 16), (32, 8)])
+# k = 4 has chunks shorter than a statement; at k = 12 the last statement is cut in two.
+CUT = pytest.mark.parametrize(("k", "chunks"), [(4, 1), (8, 1), (12, 1), (16, 1), (4, 8), (12, 8), (8, 16), (32, 8)])
+
+
+def whole(k: int, chunks: int) -> Growing:
+    return growing(k=k, steps=1, max_chunks=chunks, curriculum="none", tokens=k * chunks * 3)
+
+
+@CUT
+def test_every_question_of_a_quiz_is_answered_by_what_was_read(k: int, chunks: int) -> None:
+    """By the statement of its own person, and by one that stands in the cut context in full."""
+    exercise = Quizzing(growing=whole(k, chunks), questions=6)
+    for seed in range(10):
+        for row in draw(exercise, seed):
+            context = context_text(row)
+            asked = re.findall(r"([^?<>]*)\?<answer> ?(\w+)</s>", text(row.tail))
+            assert len(asked) == exercise.questions
+            for question, value in asked:
+                span = facts.answering_span(context, question)
+                assert span is not None, "nothing is asked that was not told"
+                assert context[slice(*span)].endswith(f" {value}.")
+            assert answers(row) == [word for _, value in asked for word in (value, "</s>")], "all answers, no more"
+
+
+def test_a_quiz_asks_about_all_that_was_read() -> None:
+    exercise = Quizzing(growing=growing(steps=1, max_chunks=16, curriculum="none"), questions=60)
+    spans = []
+    for row in draw(exercise):
+        context = context_text(row)
+        questions = re.findall(r"([^?<>]*)\?<answer>", text(row.tail))
+        spans.append(len({facts.answering_span(context, question) for question in questions}))
+    assert len(spans) == 2
+    assert min(spans) > 13, "of 16 facts, 60 draws reach nearly all"
+
+
+@CUT
 def test_retellings_answers_are_values_that_the_context_states(k: int, chunks: int) -> None:
-    exercise = Retelling(growing=growing(k=k, steps=1, max_chunks=chunks, curriculum="none", tokens=k * chunks * 3))
+    exercise = Retelling(growing=whole(k, chunks))
     for seed in range(10):
         for row in draw(exercise, seed):
             context, tail = context_text(row), text(row.tail)
@@ -282,9 +329,9 @@ def test_lengths_are_mixed_as_the_stage_says() -> None:
             assert drawn[multiplier] / n == pytest.approx(weight / sum(weights), abs=0.05)
 
 
-@pytest.mark.parametrize("kind", [Retelling, Copying])
+@pytest.mark.parametrize("kind", [Retelling, Quizzing, Copying])
 @pytest.mark.parametrize("k", [8, 12, 16])  # 12: contexts of 48 and 96 tokens, the last passage cut short
-def test_a_context_is_as_long_as_was_drawn(kind: type[Retelling] | type[Copying], k: int) -> None:
+def test_a_context_is_as_long_as_was_drawn(kind: type[Retelling | Quizzing | Copying], k: int) -> None:
     plan = growing(k=k, steps=12, max_chunks=16)
     for position in range(12):
         length, n_rows = plan.draw(random.Random(position), position)

@@ -37,7 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", metavar="DIR", help="decoder to evaluate (default: the trained tiny one)")
     parser.add_argument("--from-scratch", action="store_true", help="train everything, accepted checkpoints or not")
     parser.add_argument(
-        "--budget", help="tiny: long (the accepted checkpoints'; default) or short (default with --from-scratch)"
+        "--budget",
+        help="of training: long (the accepted checkpoints'), short (selection's; tiny's with --from-scratch)",
     )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N questions of every suite")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         runs=args.runs,
         out=args.out,
         from_scratch=args.from_scratch,
-        budget=args.budget or ("short" if args.from_scratch else "long"),
+        budget=args.budget,
     )
     code: int = load("slurm.local:run_phases")(phases)
     return code

@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     tables, files = drawing(args.records, args.out, experiment=args.experiment, metric=args.metric)
     if args.readme:
         folder = args.readme.parent
-        texts = load("results.draw:cost_texts")(args.records, folder)
+        texts = load("results.draw:cost_texts")(args.records, folder, [table.experiment for table in tables])
         texts |= {table.experiment: formats.to_markdown(table, folder) for table in tables}
         files[args.readme] = _with_tables(args.readme, texts).encode()
     load("results.draw:write")(files)

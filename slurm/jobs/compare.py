@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from harness import provenance
-from harness.config import plain
+from harness.config import digest, plain
 from harness.errors import InputError
 from harness.files import write_atomically
-from harness.record import Journal
+from harness.record import Journal, RunSpec
 from harness.statistics import holm, paired_bootstrap
 from results.comparison import write_comparison
 from slurm.jobs import Progress
@@ -50,7 +50,10 @@ class CompareJob:
         return f"compare {self.way.name} with {', '.join(other.name for other in self.others)}"
 
     def run(self, progress: Progress | None = None) -> dict[str, Any]:
-        journals = {way.name: [_rows(cell) for cell in way.cells] for way in (self.way, *self.others)}
+        ways = (self.way, *self.others)
+        if len({digest(_asked(cell.open().spec)) for way in ways for cell in way.cells}) > 1:
+            raise InputError("runs that are compared have to answer the same questions over the same passages")
+        journals = {way.name: [_rows(cell) for cell in way.cells] for way in ways}
         tests = [
             {"figure": figure, "a": self.way.name, "b": other.name}
             | plain(_paired(journals[self.way.name], journals[other.name], figure))
@@ -83,9 +86,15 @@ class CompareJob:
         )
 
 
+def _asked(spec: RunSpec) -> list[Any]:
+    return [spec.suite, spec.retrieval, spec.passages]
+
+
 def _rows(cell: EvaluateJob) -> dict[str, Mapping[str, float]]:
     """Scores and usage of each question of a finished run."""
     spec = cell.open().spec
+    if not (spec.folder(cell.runs) / "record.json").exists():
+        raise InputError(f"run {spec.run_id} is not finished; evaluate it before it is compared")
     with Journal(spec.folder(cell.runs) / "predictions.jsonl", spec.run_id) as journal:
         rows = journal.rows
     if broken := [row["id"] for row in rows if "error" in row]:
@@ -94,6 +103,8 @@ def _rows(cell: EvaluateJob) -> dict[str, Mapping[str, float]]:
 
 
 def _paired(a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]], figure: str) -> Any:
+    if len(a) != len(b) and 1 not in (len(a), len(b)):
+        raise InputError(f"expected as many seeds on both sides, or one run on one of them; got {len(a)} and {len(b)}")
     pairs = [(a[i % len(a)], b[i % len(b)]) for i in range(max(len(a), len(b)))]
     for ours, theirs in pairs:
         if ours.keys() != theirs.keys():

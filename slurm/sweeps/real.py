@@ -35,10 +35,12 @@ def real(
     device: str,
     runs: Path,
     out: Path,
-    budget: str = "long",
+    budget: str | None = None,
     from_scratch: bool = False,
 ) -> Iterator[Phase]:
     """Phases of the experiment over the data root ``data`` (None: REFRAG_DATA); ``budget`` is that of ``tiny``."""
+    budget = budget or ("short" if from_scratch else "long")
+    training = rag_training(runs, device, budget, from_scratch=from_scratch)
     retrievals = [
         RetrieveJob(suite=suite, retriever=retriever, data=data, runs=runs)
         for retriever in RETRIEVERS
@@ -46,7 +48,6 @@ def real(
     ]
     yield Phase(title="index and retrieve", jobs=retrievals)
 
-    training = rag_training(runs, device, budget, from_scratch=from_scratch)
     if checkpoint is None:
         yield train_phase([training])
     read_from = {job.suite: job for job in retrievals if job.retriever == READ_FROM}

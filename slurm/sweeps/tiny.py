@@ -57,7 +57,7 @@ def tiny(
     device: str,
     runs: Path,
     out: Path,
-    budget: str = "long",
+    budget: str | None = None,
     from_scratch: bool = False,
 ) -> Iterator[Phase]:
     """Phases of the experiment.
@@ -65,14 +65,15 @@ def tiny(
     ``data`` is for a world that is already on disk; None writes one below ``runs``. ``checkpoint`` is a decoder for
     standard RAG, which then runs alone.
     """
+    budget = budget or ("short" if from_scratch else "long")
+    settings: dict[str, Any] = dict(runs=runs, device=device, budget=budget, from_scratch=from_scratch)
+    of_rag = rag_training(**settings)
+    of_refrag = [refrag_training(k, **settings) for k in RATES]
     world = WorldJob(config=WorldConfig(), folder=runs / "data" / WorldConfig().name)
     root = data or world.folder
     if data is None:
         yield Phase(title="data", jobs=[world])
 
-    settings: dict[str, Any] = dict(runs=runs, device=device, budget=budget, from_scratch=from_scratch)
-    of_rag = rag_training(**settings)
-    of_refrag = [refrag_training(k, **settings) for k in RATES]
     if checkpoint is None:
         yield train_phase([of_rag, *of_refrag])
     rag = checkpoint or str(of_rag.checkpoint)

@@ -1,0 +1,429 @@
+"""The experiments as plans: which phases, which cells, and that training comes in an order that can run."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.cli.catalog import EXPERIMENTS
+from harness.cli.main import main
+from harness.config import load
+from harness.errors import InputError
+from slurm.jobs.align import AlignJob
+from slurm.jobs.compare import CompareJob
+from slurm.jobs.data import RetrieveJob, WorldJob
+from slurm.jobs.evaluate import EvaluateJob
+from slurm.jobs.race import RaceJob
+from slurm.jobs.tables import TablesJob
+from slurm.jobs.train import TrainJob
+from slurm.local import Phase
+from slurm.sweeps.selection import SEEDS, K, selection
+from slurm.sweeps.tiny import CHOICES, RATES, rag_training, refrag_training, tiny, train_phase
+
+ORDER = ("reconstruction", "cpt", "mixed", "finetune", "policy_start", "policy")
+Plan = Callable[..., dict[str, Phase]]
+
+
+@pytest.fixture(autouse=True)
+def accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where accepted checkpoints lie: none, whatever comes with the project."""
+    folder = tmp_path / "accepted"
+    monkeypatch.setattr("slurm.jobs.train.ACCEPTED", folder)
+    return folder
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    """An experiment's phases by title. Nothing of them runs."""
+
+    def planned(experiment: Callable[..., Iterator[Phase]], **changes: Any) -> dict[str, Phase]:
+        settings: dict[str, Any] = dict(
+            data=None, checkpoint=None, limit=None, device="cpu", runs=tmp_path / "runs", out=tmp_path / "out"
+        )
+        phases = list(experiment(**settings | changes))
+        assert len({phase.title for phase in phases}) == len(phases)
+        return {phase.title: phase for phase in phases}
+
+    return planned
+
+
+def accept(folder: Path, job: TrainJob) -> Path:
+    """As if the checkpoint of ``job`` had come with the project."""
+    checkpoint = folder / job.name
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "config.json").write_text("{}")
+    return checkpoint
+
+
+def job(stage: str = "policy", runs: Path = Path("runs"), system: str = "refrag_v2", **changes: Any) -> TrainJob:
+    scale = "tiny-k8" if system == "refrag_v2" else "tiny"
+    return TrainJob(**{"system": system, "stage": stage, "scale": scale, "runs": runs} | changes)
+
+
+def cells(phase: Phase) -> list[EvaluateJob]:
+    assert all(isinstance(cell, EvaluateJob) for cell in phase.jobs)
+    return list(phase.jobs)
+
+
+def expanded(cell: EvaluateJob) -> tuple[float, str]:
+    return cell.options["expand"], cell.options["select"]
+
+
+# The main job
+
+
+def test_tiny_goes_from_data_to_tables(plan: Plan, tmp_path: Path) -> None:
+    phases = plan(tiny)
+    assert list(phases) == ["data", "train", "verify alignment", "retrieve", "evaluate", "select", "race", "tables"]
+    kinds = {title: {type(each) for each in phase.jobs} for title, phase in phases.items()}
+    assert kinds == {
+        "data": {WorldJob},
+        "train": {TrainJob},
+        "verify alignment": {AlignJob},
+        "retrieve": {RetrieveJob},
+        "evaluate": {EvaluateJob},
+        "select": {EvaluateJob},
+        "race": {RaceJob},
+        "tables": {TablesJob},
+    }
+    (world,) = phases["data"].jobs
+    reading = [*phases["retrieve"].jobs, *phases["evaluate"].jobs, *phases["select"].jobs]
+    assert {each.data for each in reading} == {world.folder}
+    assert [each.experiment for each in phases["tables"].jobs] == ["tiny", "tiny-selection"]
+    assert {each.out for each in phases["tables"].jobs} == {tmp_path / "out"}
+
+
+def test_tiny_holds_standard_rag_at_every_number_of_passages(plan: Plan) -> None:
+    rag = [cell for cell in cells(plan(tiny)["evaluate"]) if cell.system == "standard_rag"]
+    asked = [(cell.suite, cell.passages) for cell in rag]
+    expected = [(suite, n) for suite in ("nq", "triviaqa", "popqa") for n in (0, 1, 4, 8)]
+    expected += [("same_relation", n) for n in (2, 4, 8)]
+    assert sorted(asked) == sorted(expected)
+    assert len({cell.checkpoint for cell in rag}) == 1
+
+
+def test_tiny_holds_refrag_at_every_rate_with_nothing_expanded_and_by_policy_at_the_most(plan: Plan) -> None:
+    phases = plan(tiny)
+    refrag = [cell for cell in cells(phases["evaluate"]) if cell.system == "refrag_v2"]
+    trained = [each for each in phases["train"].jobs if each.stage == "policy"]
+    assert [each.scale for each in trained] == ["tiny-k8", "tiny-k16", "tiny-k32"]
+    assert {cell.checkpoint for cell in refrag} == {str(each.checkpoint) for each in trained}
+    contexts = [(suite, n) for suite in ("nq", "triviaqa", "popqa") for n in (1, 4, 8)]
+    contexts += [("same_relation", n) for n in (2, 4, 8)]
+    expected = Counter((*context, 0.0, "none") for context in contexts)
+    expected.update((suite, 8, 0.1, "policy") for suite in ("nq", "triviaqa", "popqa", "same_relation"))
+    for each in trained:
+        own = [cell for cell in refrag if cell.checkpoint == str(each.checkpoint)]
+        assert Counter((cell.suite, cell.passages, *expanded(cell)) for cell in own) == expected
+
+
+def test_tiny_verifies_every_refrag_and_stops_at_nothing(plan: Plan) -> None:
+    phases = plan(tiny)
+    checks = phases["verify alignment"].jobs
+    trained = [each for each in phases["train"].jobs if each.stage == "policy"]
+    assert [check.checkpoint for check in checks] == [each.checkpoint for each in trained]
+    assert all(check.gate is not None and not check.stop for check in checks)
+    assert len({check.out for check in checks}) == len(checks)
+
+
+def test_what_is_retrieved_is_read_and_the_rest_brings_its_own(plan: Plan) -> None:
+    phases = plan(tiny)
+    by_suite = {each.suite: each for each in phases["retrieve"].jobs}
+    assert by_suite.keys() == {"nq", "triviaqa", "popqa"}
+    for cell in cells(phases["evaluate"]):
+        assert cell.retrieval == (by_suite.get(cell.suite) if cell.passages else None)
+
+
+def test_tiny_selects_in_every_way_at_one_context_and_races_just_that(plan: Plan) -> None:
+    phases = plan(tiny)
+    chosen = cells(phases["select"])
+    assert {(cell.suite, cell.passages, cell.experiment) for cell in chosen} == {("same_relation", 8, "tiny-selection")}
+    reference, *others = chosen
+    assert (reference.system, dict(reference.options)) == ("standard_rag", {})
+    by_checkpoint = Counter(cell.checkpoint for cell in others)
+    assert len(by_checkpoint) == len(RATES) == 3
+    ways = {
+        (0.0, "none"),
+        *((0.1, way) for way in ("random", "perplexity-desc", "perplexity-asc", "policy", "oracle")),
+        (1.0, "all"),
+    }
+    for checkpoint in by_checkpoint:
+        assert {expanded(cell) for cell in others if cell.checkpoint == checkpoint} == ways
+    assert set(by_checkpoint.values()) == {len(ways)} == {len(CHOICES)}
+    (race,) = phases["race"].jobs
+    assert list(race.cells) == chosen, "the first, standard RAG, is the reference"
+    assert race.experiment == "tiny-selection"
+
+
+@pytest.mark.parametrize("select", [expand["select"] for expand in CHOICES])
+def test_every_way_of_selecting_is_one_that_the_system_has(select: str) -> None:
+    from refrag_v2.system import RefragV2Config
+
+    (options,) = (choice for choice in CHOICES if choice["select"] == select)
+    assert RefragV2Config(k=8, **options).select == select
+
+
+def test_the_two_tables_share_the_runs_that_are_in_both(plan: Plan) -> None:
+    """A cell of both experiments is one run: it differs in the experiment alone."""
+    phases = plan(tiny)
+    both = [cell for cell in cells(phases["evaluate"]) if (cell.suite, cell.passages) == ("same_relation", 8)]
+    selected = [replace(cell, experiment="tiny") for cell in cells(phases["select"])]
+    assert len(both) == 1 + 2 * len(RATES)
+    assert all(cell in selected for cell in both)
+
+
+def test_a_decoder_of_ones_own_is_read_by_standard_rag_alone(plan: Plan, tmp_path: Path) -> None:
+    phases = plan(tiny, checkpoint="DECODER", data=tmp_path / "world", limit=7)
+    assert list(phases) == ["retrieve", "evaluate", "tables"]
+    assert {(c.system, c.checkpoint, c.data, c.limit) for c in cells(phases["evaluate"])} == {
+        ("standard_rag", "DECODER", tmp_path / "world", 7)
+    }
+    assert [each.experiment for each in phases["tables"].jobs] == ["tiny"]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_another_budget_is_an_input_error_with_the_valid_ones(plan: Plan, name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"unknown budget 'longer' \(did you mean 'long'\?\); .*: long, short"):
+        plan(load(EXPERIMENTS[name]), budget="longer", data=tmp_path)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize(("budget", "suffix"), [("long", ""), ("short", "-short")])
+@pytest.mark.parametrize("from_scratch", [False, True])
+def test_budget_and_from_scratch_reach_every_training(
+    plan: Plan, name: str, budget: str, suffix: str, from_scratch: bool
+) -> None:
+    phases = plan(load(EXPERIMENTS[name]), budget=budget, from_scratch=from_scratch)
+    trainings = [each for phase in phases.values() for each in phase.jobs if isinstance(each, TrainJob)]
+    assert len(trainings) >= 2
+    for each in trainings:
+        assert each.scale.endswith("-short") == bool(suffix), each.title
+        assert each.from_scratch == from_scratch
+
+
+@pytest.mark.parametrize(
+    ("name", "from_scratch", "short"),
+    [
+        ("tiny", False, False),
+        ("tiny", True, True),
+        ("selection", False, True),
+        ("selection", True, True),
+        ("real", False, False),
+    ],
+)
+def test_the_budget_where_none_is_given(plan: Plan, name: str, from_scratch: bool, short: bool) -> None:
+    trained = plan(load(EXPERIMENTS[name]), from_scratch=from_scratch)["train"].jobs
+    assert {each.scale.endswith("-short") for each in trained} == {short}
+
+
+# Training in order
+
+
+def links(phase: Phase) -> list[tuple[TrainJob, TrainJob | None]]:
+    return [(each, each.before) for each in phase.jobs]
+
+
+@pytest.mark.parametrize("experiment", [tiny, selection])
+@pytest.mark.parametrize("budget", ["long", "short"])
+def test_each_training_stands_once_and_after_what_it_starts_from(plan: Plan, experiment: Any, budget: str) -> None:
+    phase = plan(experiment, budget=budget)["train"]
+    names = [each.name for each in phase.jobs]
+    assert len(set(names)) == len(names)
+    for place, (_, before) in enumerate(links(phase)):
+        assert before is None or before.name in names[:place]
+
+
+def test_tiny_trains_one_decoder_for_all(plan: Plan) -> None:
+    trained = [(each.system, each.stage, each.scale) for each in plan(tiny)["train"].jobs]
+    assert Counter(trained) == Counter(
+        [("decoder", "pretrain", "tiny"), ("standard_rag", "finetune", "tiny")]
+        + [("refrag_v2", stage, f"tiny-k{k}") for k in (8, 16, 32) for stage in ORDER]
+    )
+
+
+def test_a_shared_start_is_listed_once(tmp_path: Path) -> None:
+    settings: dict[str, Any] = dict(runs=tmp_path, device="cpu", budget="long", from_scratch=False)
+    rag, refrag = rag_training(**settings), refrag_training(8, **settings)
+    assert train_phase([rag, refrag]).jobs == [*rag.chain, *refrag.chain[1:]]
+    assert train_phase([refrag, rag]).jobs == [*refrag.chain, rag]
+    assert train_phase([refrag, refrag]).jobs == refrag.chain
+
+
+def test_a_chain_leads_from_the_decoder_to_the_job(tmp_path: Path) -> None:
+    chain = job(runs=tmp_path).chain
+    assert [each.stage for each in chain] == ["pretrain", *ORDER]
+    for earlier, later in itertools.pairwise(chain):
+        assert later.before == earlier
+
+
+@pytest.mark.parametrize("done", ["pretrain", "cpt", "policy_start"])
+def test_a_chain_stops_at_what_is_finished(tmp_path: Path, accepted: Path, done: str) -> None:
+    whole = job(runs=tmp_path).chain
+    place = [each.stage for each in whole].index(done)
+    checkpoint = accept(accepted, whole[place])
+    assert whole[place].finished
+    assert whole[place].checkpoint == checkpoint
+    assert job(runs=tmp_path).chain == whole[place:], "the finished one stands first, and will say so at once"
+
+
+def test_a_finished_job_needs_nothing(tmp_path: Path, accepted: Path) -> None:
+    last = job(runs=tmp_path)
+    accept(accepted, last)
+    assert last.chain == [last]
+    assert last.run() == last.checkpoint == accepted / last.name
+
+
+def test_from_scratch_takes_nothing_that_was_accepted(tmp_path: Path, accepted: Path) -> None:
+    for each in job(runs=tmp_path).chain:
+        accept(accepted, each)
+    again = job(runs=tmp_path, from_scratch=True)
+    assert [each.stage for each in again.chain] == ["pretrain", *ORDER]
+    for each in again.chain:
+        assert each.from_scratch
+        assert not each.finished
+        assert each.checkpoint == each.folder / "final"
+        assert each.name == replace(each, from_scratch=False).name, "and yet it is the same training"
+
+
+def test_what_was_trained_here_is_finished_too(tmp_path: Path) -> None:
+    trained = job("cpt", tmp_path, from_scratch=True)
+    assert not trained.finished
+    (trained.folder / "final").mkdir(parents=True)
+    (trained.folder / "final" / "config.json").write_text("{}")
+    assert trained.finished
+    assert [each.stage for each in job("mixed", tmp_path, from_scratch=True).chain] == ["cpt", "mixed"]
+
+
+# Which training is which
+
+
+def test_a_start_given_as_the_job_before_changes_nothing(tmp_path: Path) -> None:
+    default = job(runs=tmp_path)
+    given = job(runs=tmp_path, start=default.before)
+    assert given.before == default.before
+    assert (given.name, given.checkpoint) == (default.name, default.checkpoint)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 1},
+        {"start": Path("elsewhere")},
+        {"start": job("policy_start", seed=1)},
+        {"start": job("finetune")},
+        {"skip": ("refrag_v2/cpt",)},
+        {"scale": "tiny-k16"},
+        {"stage": "policy_start"},
+    ],
+    ids=lambda changes: "-".join(changes),
+)
+def test_another_training_has_another_name(changes: dict[str, Any]) -> None:
+    assert job(**changes).name != job().name
+
+
+def test_a_seed_changes_all_that_come_after_it_and_the_recipes_own_changes_nothing(tmp_path: Path) -> None:
+    own = job("policy_start", tmp_path).recipe().stage.seed
+    assert job("policy_start", tmp_path, seed=own).name == job("policy_start", tmp_path).name
+    other = job(runs=tmp_path, start=job("policy_start", tmp_path, seed=own + 1))
+    assert other.name != job(runs=tmp_path).name
+    assert other.recipe() == job(runs=tmp_path).recipe(), "its own seed stays"
+
+
+@pytest.mark.parametrize("where", [{"runs": Path("elsewhere")}, {"device": "cuda"}, {"from_scratch": True}])
+def test_where_it_runs_is_no_part_of_the_name(where: dict[str, Any]) -> None:
+    assert job(**where).name == job().name
+
+
+# Selection
+
+
+def test_selection_trains_three_seeds_on_one_model(plan: Plan) -> None:
+    phases = plan(selection, budget="long")
+    assert list(phases) == ["data", "train", "warm up", "train by GRPO", "evaluate", "compare", "tables"]
+    starts, trained = phases["warm up"].jobs, phases["train by GRPO"].jobs
+    assert [each.seed for each in starts] == [each.seed for each in trained] == list(SEEDS)
+    assert [each.before for each in trained] == list(starts)
+    (model,) = {each.before for each in starts}
+    assert model == phases["train"].jobs[-1]
+    assert (model.stage, model.scale) == ("finetune", f"tiny-k{K}")
+    assert len({each.name for each in (*starts, *trained)}) == 2 * len(SEEDS)
+
+
+@pytest.mark.parametrize("budget", ["long", "short"])
+def test_seed_0_of_selection_is_the_tiny_experiments_own_policy(plan: Plan, budget: str) -> None:
+    phases = plan(selection, budget=budget)
+    own = {each.name for each in plan(tiny, budget=budget)["train"].jobs}
+    for title in ("warm up", "train by GRPO"):
+        first, *others = phases[title].jobs
+        assert first.name in own
+        assert not {each.name for each in others} & own
+    assert {each.name for each in phases["train"].jobs} <= own
+    assert (
+        phases["train by GRPO"].jobs[0].chain[-1].name
+        == refrag_training(K, Path("runs"), "cpu", budget, from_scratch=False).name
+    )
+
+
+def test_selection_asks_every_policy_and_compares_them(plan: Plan) -> None:
+    phases = plan(selection)
+    starts, trained = phases["warm up"].jobs, phases["train by GRPO"].jobs
+    (model,) = {each.before for each in starts}
+    asked = Counter((cell.checkpoint, *expanded(cell)) for cell in cells(phases["evaluate"]))
+    policies = [(str(each.checkpoint), 0.1, "policy") for each in (*trained, *starts)]
+    unlearned = [(0.1, "random"), (0.0, "none"), (0.1, "oracle")]
+    assert asked == Counter([*policies, *((str(model.checkpoint), *way) for way in unlearned)])
+    assert {(cell.suite, cell.passages) for cell in cells(phases["evaluate"])} == {("same_relation", 8)}
+    (compared,) = phases["compare"].jobs
+    assert isinstance(compared, CompareJob)
+    assert [cell.checkpoint for cell in compared.way.cells] == [str(each.checkpoint) for each in trained]
+    assert [other.name for other in compared.others] == ["its start", "random"]
+    for way in (compared.way, *compared.others):
+        assert all(cell in phases["evaluate"].jobs for cell in way.cells)
+
+
+def test_selection_is_on_other_people_than_the_main_table(plan: Plan) -> None:
+    (ours,), (tinys,) = (plan(experiment)["data"].jobs for experiment in (selection, tiny))
+    assert ours.config.seed != tinys.config.seed
+    assert ours.folder != tinys.folder
+
+
+def test_selection_on_a_model_of_ones_own(plan: Plan, tmp_path: Path) -> None:
+    phases = plan(selection, checkpoint="REFRAG", data=tmp_path)
+    assert list(phases) == ["warm up", "train by GRPO", "evaluate", "compare", "tables"]
+    assert [each.start for each in phases["warm up"].jobs] == [Path("REFRAG")] * len(SEEDS)
+    unlearned = [cell for cell in cells(phases["evaluate"]) if cell.options["select"] != "policy"]
+    assert {cell.checkpoint for cell in unlearned} == {"REFRAG"}
+
+
+# The names on the command line
+
+
+@pytest.mark.parametrize(
+    ("name", "stage"), [("train_reconstruction", "reconstruction"), ("train_cpt", "cpt"), ("train_policy", "policy")]
+)
+@pytest.mark.parametrize("before", [[], ["train", "refrag_v2"]], ids=["as a verb", "as a stage"])
+def test_the_seed_documents_names_stand_for_stages(
+    capsys: pytest.CaptureFixture[str], before: list[str], name: str, stage: str
+) -> None:
+    assert main([*before, name, "--scale", "nope"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"unknown scale of refrag_v2 {stage} 'nope'" in err
+    assert "tiny-k16-short" in err
+
+
+# Known faults
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_another_budget_is_refused_before_anything_runs(name: str, tmp_path: Path) -> None:
+    """``run real`` indexes and retrieves for minutes first."""
+    settings: dict[str, Any] = dict(data=None, checkpoint=None, limit=None, device="cpu", out=tmp_path)
+    with pytest.raises(InputError, match="unknown budget"):
+        next(iter(load(EXPERIMENTS[name])(runs=tmp_path, budget="longer", **settings)))
