@@ -203,7 +203,9 @@ def test_budget_and_from_scratch_reach_every_training(
     trainings = [each for phase in phases.values() for each in phase.jobs if isinstance(each, TrainJob)]
     assert len(trainings) >= 2
     for each in trainings:
-        assert each.scale.endswith("-short") == bool(suffix), each.title
+        # Selection trains the policy at full length on whatever model it is given.
+        of_policy = name == "selection" and each.stage.startswith("policy")
+        assert each.scale.endswith("-short") == (bool(suffix) and not of_policy), each.title
         assert each.from_scratch == from_scratch
 
 
@@ -355,7 +357,7 @@ def test_selection_trains_three_seeds_on_one_model(plan: Plan) -> None:
     assert len({each.name for each in (*starts, *trained)}) == 2 * len(SEEDS)
 
 
-@pytest.mark.parametrize("budget", ["long", "short"])
+@pytest.mark.parametrize("budget", ["long"])
 def test_seed_0_of_selection_is_the_tiny_experiments_own_policy(plan: Plan, budget: str) -> None:
     phases = plan(selection, budget=budget)
     own = {each.name for each in plan(tiny, budget=budget)["train"].jobs}

@@ -68,7 +68,9 @@ class EvaluateJob:
 
     @property
     def title(self) -> str:
-        return f"{self.system} on {self.suite}, {f'{self.passages} passages' if self.passages else 'closed-book'}"
+        settings = ", ".join(f"{name}={value}" for name, value in self.options.items())
+        system = f"{self.system} ({settings})" if settings else self.system
+        return f"{system} on {self.suite}, {f'{self.passages} passages' if self.passages else 'closed-book'}"
 
     def run(self, progress: Progress | None = None) -> RunRecord:
         """Evaluate from where the journal ends; returns the record, old or new."""

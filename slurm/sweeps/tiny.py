@@ -77,7 +77,7 @@ def tiny(
     if checkpoint is None:
         yield train_phase([of_rag, *of_refrag])
     rag = checkpoint or str(of_rag.checkpoint)
-    refrags = [] if checkpoint else [str(job.checkpoint) for job in of_refrag]
+    refrags = {} if checkpoint else {k: str(job.checkpoint) for k, job in zip(RATES, of_refrag, strict=True)}
 
     checks = [
         AlignJob(
@@ -88,7 +88,7 @@ def tiny(
             device=device,
             out=runs / "alignment" / f"{NAME}-k{k}.json",
         )
-        for k, refrag in zip(RATES, refrags, strict=False)
+        for k, refrag in refrags.items()
     ]
     if checks:
         yield Phase(title="verify alignment", jobs=checks)
@@ -117,16 +117,16 @@ def tiny(
     contexts = [(suite, n) for suite in SUITES for n in PASSAGES]
     contexts += [("same_relation", n) for n in SAME_RELATION_SIZES]
     cells = [cell(suite, n) for suite, n in contexts]
-    for refrag in refrags:
-        cells += [cell(suite, n, refrag, NOTHING) for suite, n in contexts if n]
-        cells += [cell(suite, n, refrag, POLICY) for suite, n in contexts if n == MOST]
+    for k, refrag in refrags.items():
+        cells += [cell(suite, n, refrag, {"k": k, **NOTHING}) for suite, n in contexts if n]
+        cells += [cell(suite, n, refrag, {"k": k, **POLICY}) for suite, n in contexts if n == MOST]
     yield Phase(title="evaluate", jobs=cells)
 
     if refrags:
         choices = [cell("same_relation", MOST, experiment=SELECTION)]
         choices += [
-            cell("same_relation", MOST, refrag, options, experiment=SELECTION)
-            for refrag in refrags
+            cell("same_relation", MOST, refrag, {"k": k, **options}, experiment=SELECTION)
+            for k, refrag in refrags.items()
             for options in CHOICES
         ]
         yield Phase(title="select", jobs=choices)
