@@ -62,7 +62,7 @@ class TrainJob:
 
     ``start`` replaces the stage before it: a checkpoint, or the job that makes one. ``skip`` names required stages that
     an ablation leaves out. ``seed`` replaces that of the recipe (of this stage alone). An accepted checkpoint of the
-    same recipe is taken as it is, unless ``from_scratch``.
+    same recipe is taken as it is, unless ``from_scratch``. ``recompute`` saves memory and changes no number.
     """
 
     system: str
@@ -74,6 +74,7 @@ class TrainJob:
     skip: tuple[str, ...] = ()
     seed: int | None = None
     from_scratch: bool = False
+    recompute: bool = False
 
     def recipe(self) -> Recipe:
         stages = find("system", RECIPES, self.system)
@@ -149,9 +150,12 @@ class TrainJob:
         import torch
 
         from harness.train.loop import train
+        from harness.train.recompute import recompute_activations
 
         torch.set_num_threads(1)  # the order of sums, and so the weights, must not depend on the machine's cores
         model, tokenizer = recipe.open(start)
+        if self.recompute:
+            recompute_activations(model)
         trained = train(
             recipe.stage,
             model.to(device),
