@@ -120,6 +120,7 @@ class AlignJob:
 
 
 def to_json(result: Verification) -> str:
-    """The document that ``--json`` prints and ``out`` holds."""
+    """The document that ``--json`` prints and ``out`` holds; of the folder its last two names, which travel."""
     document: dict[str, Any] = plain(result)
+    document["folder"] = "/".join(result.folder.parts[-2:])
     return json.dumps(document, indent=1)
