@@ -21,6 +21,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")  # One more than colours: no pair repeats among the first 56 lines.
 CHANCE_GREY, CHANCE_NAME = "#666666", "chance"
 PANEL_WIDTH_IN, PANEL_HEIGHT_IN, LEGEND_LINE_IN = 2.6, 2.7, 0.22
+LEGEND_HANDLE_IN, LEGEND_LETTER_IN = 0.6, 0.075
 DODGE_PT = 3.0  # Between systems at one number of passages, so that their intervals do not hide each other.
 PNG_DPI = 160
 
@@ -41,7 +42,9 @@ def draw_figure(table: Table) -> dict[str, bytes]:
 
     names = list(dict.fromkeys(row.name for row in table.rows))
     width = PANEL_WIDTH_IN * len(table.columns) + 0.6
-    legend_lines = math.ceil((len(names) + 1) / (2 * len(table.columns)))
+    entry_in = LEGEND_HANDLE_IN + LEGEND_LETTER_IN * max(map(len, names))
+    legend_columns = max(1, min(len(names) + 1, int(width / entry_in)))
+    legend_lines = math.ceil((len(names) + 1) / legend_columns)
     with style.context(_STYLE, after_reset=True):  # A matplotlibrc of the user's changes no byte.
         figure = Figure(figsize=(width, PANEL_HEIGHT_IN + LEGEND_LINE_IN * legend_lines), layout="constrained")
         panels: list[Axes] = list(figure.subplots(1, len(table.columns), sharey=True, squeeze=False)[0])
@@ -54,7 +57,7 @@ def draw_figure(table: Table) -> dict[str, bytes]:
             [entries[name] for name in (*names, CHANCE_NAME) if name in entries],
             [name for name in (*names, CHANCE_NAME) if name in entries],
             loc="outside upper center",
-            ncols=2 * len(table.columns),
+            ncols=legend_columns,
         )
         pictures = {"png": io.BytesIO(), "svg": io.BytesIO()}
         figure.savefig(pictures["png"], format="png", dpi=PNG_DPI, metadata={"Software": None})
