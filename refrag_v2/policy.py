@@ -52,6 +52,7 @@ class Policy(nn.Module):
         self.norm = nn.LayerNorm(W)
         self.match = nn.Linear(W, W, bias=False)
         self.merit = nn.Linear(W, 1)
+        # At first the logit is the similarity of question and chunk, as far as the transformer leaves it.
         nn.init.orthogonal_(self.project.weight)
         nn.init.eye_(self.match.weight)
 

@@ -24,8 +24,8 @@ experiments:
 EPILOG = """\
 examples:
   refrag-bench run tiny
-  refrag-bench run tiny --from-scratch                   trains a small budget of every stage (within 15 minutes)
-  refrag-bench run tiny --from-scratch --budget long     trains the accepted checkpoints again (within 2 hours)
+  refrag-bench run tiny --from-scratch                   trains every stage in a small budget
+  refrag-bench run tiny --from-scratch --budget long     trains the accepted checkpoints again
   refrag-bench run real --data DIR --limit 100
 """
 
