@@ -10,7 +10,7 @@ import torch
 from harness.data.world.practice import Copying, Growing, Practice
 from harness.errors import InputError
 from harness.train.chunk_rows import condense
-from refrag_v2.stages import lay_out_for, read_chunks
+from refrag_v2.recipe import lay_out_for, read_chunks
 
 if TYPE_CHECKING:
     import random

@@ -22,7 +22,7 @@ from harness.train.stage import AdamW, Schedule, Stage
 from refrag_v2.grpo import GrpoConfig
 from refrag_v2.model import RefragConfig
 from refrag_v2.policy import PolicyConfig
-from refrag_v2.stages import ENCODING
+from refrag_v2.recipe import ENCODING
 
 DECODER = "meta-llama/Llama-2-7b-hf"
 ENCODER = "FacebookAI/roberta-large"

@@ -40,8 +40,9 @@ from refrag_v2.policy import (
     picks_log_probability,
     sample_picks,
 )
+from refrag_v2.recipe import lay_out_for
 from refrag_v2.selectors import Candidates, by_policy
-from refrag_v2.stages import POLICY, POLICY_START, lay_out_for
+from refrag_v2.stages import POLICY, POLICY_START
 
 TOKENIZER = build_tokenizer()
 K, WIDTH = 8, 128

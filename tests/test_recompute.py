@@ -14,7 +14,7 @@ from harness.train.chunk_rows import condense
 from harness.train.losses import answer_loss
 from harness.train.recompute import recompute_activations
 from refrag_v2.model import Refrag, RefragConfig
-from refrag_v2.stages import lay_out_for, read_chunks
+from refrag_v2.recipe import lay_out_for, read_chunks
 
 TOKENIZER = build_tokenizer()
 ENCODERS = {"decoder:1": "concat", "random:roberta-tiny": "mean"}

@@ -31,7 +31,7 @@ from harness.train.rows import Batch, Row
 from refrag_v2.checkpoint import CONFIG_FILE, WEIGHTS_FILE, load_refrag, save_refrag
 from refrag_v2.model import POSITION_SCALE, Projector, Refrag, RefragConfig, encoder_tokenizer
 from refrag_v2.policy import Policy, PolicyConfig
-from refrag_v2.stages import lay_out_for, read_chunks
+from refrag_v2.recipe import lay_out_for, read_chunks
 from refrag_v2.system import RefragV2, RefragV2Config
 
 TOKENIZER = build_tokenizer()

@@ -25,7 +25,7 @@ from harness.train.loop import train
 from harness.train.optim import freeze
 from refrag_v2.checkpoint import WEIGHTS_FILE, load_refrag, save_refrag
 from refrag_v2.model import Refrag, RefragConfig
-from refrag_v2.stages import ENCODING, PolicyRecipe, RefragRecipe
+from refrag_v2.recipe import ENCODING, PolicyRecipe, RefragRecipe
 from refrag_v2.system import RefragV2Config
 from slurm.jobs.train import TrainJob
 

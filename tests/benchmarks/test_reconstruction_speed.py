@@ -20,7 +20,7 @@ from harness.train.chunk_rows import condense
 from harness.train.losses import answer_loss
 from harness.train.rows import Row
 from refrag_v2.model import Refrag, RefragConfig
-from refrag_v2.stages import ENCODING, lay_out_for, read_chunks
+from refrag_v2.recipe import ENCODING, lay_out_for, read_chunks
 
 BATCH, CONTEXT, K = 8, 512, 16
 

@@ -1,0 +1,144 @@
+"""How a stage of REFRAG is carried out: its model, batches, loss, and what it leaves. Its numbers: ``stages``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from harness.data.world.practice import Exercise, Practice
+from harness.model.chunking import EncoderInputs
+from harness.train.chunk_rows import condense, expand_at_random, lay_out
+from harness.train.losses import answer_loss
+from harness.train.rows import Batch
+from harness.train.stage import Stage
+from refrag_v2.grpo import GrpoConfig, PolicyTraining, WarmUpConfig, grpo, warm_up
+from refrag_v2.model import RefragConfig
+from refrag_v2.policy import Policy, PolicyConfig
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Sequence
+
+    from torch import Tensor, nn
+
+    from harness.train.loop import Loss
+    from harness.train.rows import Row
+    from refrag_v2.model import Refrag
+
+Start = tuple[str, str, str]
+ENCODING = ("encoder", "projector")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefragRecipe:
+    """A stage of everything but the policy. Each row draws its share of expanded chunks from ``expand``.
+
+    ``model`` builds encoder and projector around a plain decoder; after the first stage it is what the start has.
+    """
+
+    stage: Stage
+    after: Start
+    requires: tuple[str, ...]
+    model: RefragConfig
+    data: Exercise
+    expand: tuple[float, ...] = (0.0,)
+    language_weight: float = 0.0
+    init: None = None
+    template: str = "tagged"
+    stored_as: str = "bfloat16"
+
+    def open(self, start: Path | None) -> tuple[Refrag, Any]:
+        return open_model(self.model, start, seed=self.stage.seed)
+
+    def batches(self, model: Refrag, tokenizer: Any) -> Practice:
+        def collate(rows: Sequence[Row], rng: random.Random) -> Batch:
+            batch = lay_out_for(model, rows, tokenizer)
+            return condense(batch, expand_at_random(batch["n_chunks"], self.expand, rng))
+
+        return Practice(self.data, tokenizer, collate, seed=self.stage.seed)
+
+    def loss(self) -> Loss:
+        return answer_loss(read_chunks, self.language_weight)
+
+    def export(self, model: Refrag, tokenizer: Any, training: dict[str, Any], folder: Path) -> Path:
+        from refrag_v2.checkpoint import save_refrag
+
+        return save_refrag(model, tokenizer, training, folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyRecipe:
+    """A stage of the policy on a frozen model: GRPO, or the warm-up before it. Without one in the start it is fresh."""
+
+    stage: Stage
+    after: Start
+    requires: tuple[str, ...]
+    model: RefragConfig
+    data: Exercise
+    policy: PolicyConfig = PolicyConfig()
+    objective: GrpoConfig | WarmUpConfig = GrpoConfig()
+    init: None = None
+    template: str = "tagged"
+    stored_as: str = "bfloat16"
+
+    def open(self, start: Path | None) -> tuple[PolicyTraining, Any]:
+        import torch
+
+        model, tokenizer = open_model(self.model, start, seed=self.stage.seed)
+        if model.policy is None:
+            torch.manual_seed(self.stage.seed)
+            model.policy = Policy(self.policy, model.decoder.config.hidden_size)
+        return PolicyTraining(model), tokenizer
+
+    def batches(self, model: PolicyTraining, tokenizer: Any) -> Practice:
+        return Practice(
+            self.data, tokenizer, lambda rows, rng: lay_out_for(model.refrag, rows, tokenizer), seed=self.stage.seed
+        )
+
+    def loss(self) -> Loss:
+        if isinstance(objective := self.objective, WarmUpConfig):
+            return lambda model, batch: warm_up(cast("PolicyTraining", model), batch, objective)
+        return lambda model, batch: grpo(cast("PolicyTraining", model), batch, objective)
+
+    def export(self, model: PolicyTraining, tokenizer: Any, training: dict[str, Any], folder: Path) -> Path:
+        from refrag_v2.checkpoint import save_refrag
+
+        return save_refrag(model.refrag, tokenizer, training, folder)
+
+
+def lay_out_for(model: Refrag, rows: Sequence[Row], tokenizer: Any) -> Batch:
+    """A batch with all chunks expanded, and what the encoder reads for them."""
+    return lay_out(rows, model.config.k, lambda texts: model.inputs(texts, tokenizer), tokenizer.pad_token_id)
+
+
+def open_model(config: RefragConfig, start: Path | None, *, seed: int) -> tuple[Refrag, Any]:
+    """The model in ``start``; around a plain decoder a fresh encoder and projector as ``config`` says.
+
+    Raises ``InputError`` where ``start`` was built otherwise.
+    """
+    import torch
+
+    from harness.errors import InputError
+    from harness.model.load import load_decoder
+    from refrag_v2.checkpoint import CONFIG_FILE, load_refrag
+    from refrag_v2.model import Refrag, encoder_tokenizer
+
+    if start is None:
+        raise InputError("REFRAG starts from a decoder; none was given")
+    decoder = load_decoder(str(start))
+    if not (start / CONFIG_FILE).exists():
+        torch.manual_seed(seed)
+        return Refrag(config, decoder.model, encoder_tokenizer(config)), decoder.tokenizer
+    model = load_refrag(start, decoder.model)
+    if model.config != config:
+        raise InputError(f"{start} was built as {model.config}; this stage expects {config}")
+    return model, decoder.tokenizer
+
+
+def read_chunks(model: nn.Module, batch: Batch) -> Tensor:
+    """Logits (B, T, V) over the spliced input of a batch of ``collate_chunks``."""
+    refrag = cast("Refrag", model)
+    inputs = EncoderInputs(batch["encoder_ids"], batch["encoder_mask"], batch["encoder_chunk"])
+    logits: Tensor = refrag(batch["input_ids"], refrag.encode(inputs))
+    return logits
