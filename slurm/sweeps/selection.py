@@ -3,8 +3,8 @@
     refrag-bench run selection
 
 Fills     results/tables/selection.*, selection-policy.*
-Cost      offline, CPU: a REFRAG of the short budget, three warm-ups and three GRPO trainings on it (5 minutes a pair,
-          one core to itself), 9 x 1,000 questions (8 minutes on busy cores)
+Cost      offline, CPU: a REFRAG of the short budget, three warm-ups and three GRPO trainings on it (8 to 9 minutes
+          a pair), 9 x 1,000 questions (8 minutes); all on busy cores
 Expect    GRPO expands the right chunk 20 points more often than its start and 24 more than chance; on exact match no
           difference that 1,000 questions show
 """

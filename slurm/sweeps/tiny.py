@@ -5,8 +5,8 @@
     refrag-bench run tiny --from-scratch --budget long       trains the accepted checkpoints again
 
 Fills     results/tables/tiny.*, tiny-selection.*, tiny-selection-cost.*, results/figures/tiny*.*
-Cost      offline, 5 minutes on 2 idle cores from the accepted checkpoints: 70 cells of 500 questions and a
-          race of 22 systems; the long budget trains on 25 M tokens, 70 minutes of process time (results/LOG.md)
+Cost      offline, 5 minutes on 2 idle cores from the accepted checkpoints: 78 cells of 500 questions and a
+          race of 22 systems; the long budget trains on 25 M tokens, about 75 minutes (results/LOG.md)
 Expect    8 passages, nothing expanded: standard RAG 99 to 100, REFRAG 98 to 99 at k = 8, 96 to 97 at k = 16, 91 to 94
           at k = 32, where a reader that ignores the entity scores 15 to 20
 """
