@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from harness.model.decode import greedy, left_pad
+from harness.model.decode import Prompts, greedy, left_pad
 from harness.model.llama import Llama
 from harness.model.load import Decoder
 from harness.model.prompting import Prompting
@@ -63,9 +63,7 @@ class StandardRAG:
         prompts, _ = self._prompts(questions, context, max_new_tokens)
         ids_BT, mask_BT = left_pad(prompts, self.pad_id, self.llama.embedding.device)
         return greedy(
-            self.llama,
-            self.llama.embed(ids_BT),
-            mask_BT,
+            Prompts(self.llama, self.llama.embed(ids_BT), mask_BT, max_new_tokens),
             max_new_tokens=max_new_tokens,
             stop_ids=self.prompting.stop_ids,
             pad_id=self.pad_id,

@@ -51,10 +51,15 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Usage:
-    """Decoder positions that the prompt occupies, and how many of the given passages found room in it."""
+    """Decoder positions that the prompt occupies, and how many of the given passages found room in it.
+
+    ``stored_bytes`` is what a store would keep of ``encode`` for those passages (chunk embeddings, keys and values),
+    at the precision that it was computed in; 0 where ``encode`` only tokenises.
+    """
 
     decoder_positions: int
     passages_read: int
+    stored_bytes: int = 0
 
 
 class System(Protocol[ContextT]):

@@ -39,9 +39,10 @@ LONGEST = 256  # tokens of context in training: 8 passages
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """Optimizer steps of each stage; ``suffix`` tells the scales apart."""
+    """Optimizer steps of each stage; ``suffix`` tells the scales apart, ``decoder`` is the decoder's own."""
 
     suffix: str
+    decoder: str
     reconstruction: int
     cpt: int
     mixed: int
@@ -50,8 +51,23 @@ class Budget:
     policy: int
 
 
-LONG = Budget(suffix="", reconstruction=100, cpt=800, mixed=100, finetune=700, policy_start=100, policy=200)
-SHORT = Budget(suffix="-short", reconstruction=30, cpt=200, mixed=30, finetune=200, policy_start=15, policy=30)
+LONG = Budget(
+    suffix="", decoder="tiny", reconstruction=100, cpt=800, mixed=100, finetune=700, policy_start=100, policy=200
+)
+SHORT = Budget(
+    suffix="-short",
+    decoder="tiny-short",
+    reconstruction=30,
+    cpt=200,
+    mixed=30,
+    finetune=200,
+    policy_start=15,
+    policy=30,
+)
+# The long budget's decoder, and chunks learned half: for the selection experiment, which needs something to choose.
+HALF = Budget(
+    suffix="-half", decoder="tiny", reconstruction=30, cpt=300, mixed=30, finetune=30, policy_start=100, policy=200
+)
 
 
 def _stage(name: str, steps: int, lr: float, boost: float, trained: tuple[str, ...] = ("",)) -> Stage:
@@ -97,7 +113,7 @@ def tiny(k: int, budget: Budget) -> dict[str, RefragRecipe | PolicyRecipe]:
         # No more than a touch: at rates that teach it anything, it leaves a projector that CPT does not recover from
         # when several facts share a chunk (results/LOG.md).
         "reconstruction": recipe(
-            after=("decoder", "pretrain", f"tiny{budget.suffix}"),
+            after=("decoder", "pretrain", budget.decoder),
             requires=(),
             stage=_stage("reconstruction", budget.reconstruction, 1e-5, 1, trained=ENCODING),
             data=Copying(growing=growing(budget.reconstruction, 64)),
@@ -141,7 +157,7 @@ def tiny(k: int, budget: Budget) -> dict[str, RefragRecipe | PolicyRecipe]:
 
 
 STAGES = ("reconstruction", "cpt", "mixed", "finetune", "policy_start", "policy")
-_RECIPES = {f"tiny-k{k}{budget.suffix}": tiny(k, budget) for k in (4, 8, 16, 32) for budget in (LONG, SHORT)}
+_RECIPES = {f"tiny-k{k}{budget.suffix}": tiny(k, budget) for k in (4, 8, 16, 32) for budget in (LONG, SHORT, HALF)}
 RECONSTRUCTION, CPT, MIXED, FINETUNE, POLICY_START, POLICY = (
     {scale: recipes[stage] for scale, recipes in _RECIPES.items()} for stage in STAGES
 )

@@ -23,7 +23,7 @@ from harness.data.world.facts import is_question
 from harness.errors import InputError
 from harness.model.chunk_cache import ChunkCache
 from harness.model.chunking import effective_rate, expanded_count, split
-from harness.model.decode import greedy
+from harness.model.decode import Prompts, greedy
 from harness.model.llama import Llama
 from harness.model.load import Decoder
 from harness.model.prompting import Prompting
@@ -163,9 +163,7 @@ class RefragV2:
                 [choice.codes for choice in choices], context.embeddings_ME, self.llama.embed, self.pad_id
             )
         return greedy(
-            self.llama,
-            inputs_BTE,
-            mask_BT,
+            Prompts(self.llama, inputs_BTE, mask_BT, max_new_tokens),
             max_new_tokens=max_new_tokens,
             stop_ids=self.prompting.stop_ids,
             pad_id=self.pad_id,
@@ -173,7 +171,8 @@ class RefragV2:
 
     def usage(self, questions: Sequence[str], context: Chunks, *, max_new_tokens: int) -> list[Usage]:
         choices = self.choose(questions, context, max_new_tokens)
-        return [self._usage(question, choice) for question, choice in zip(questions, choices, strict=True)]
+        chunk_bytes = context.embeddings_ME[:1].nbytes
+        return [self._usage(q, choice, chunk_bytes) for q, choice in zip(questions, choices, strict=True)]
 
     def text(self, columns: Sequence[Tensor]) -> list[str]:
         return self.prompting.text(columns)
@@ -202,10 +201,11 @@ class RefragV2:
             choices.append(Choice(row, rows, score, expanded, codes))
         return choices
 
-    def _usage(self, question: str, choice: Choice) -> Usage:
+    def _usage(self, question: str, choice: Choice, chunk_bytes: int) -> Usage:
         usage = ChunkUsage(
             decoder_positions=len(choice.codes),
             passages_read=len(choice.passages),
+            stored_bytes=len(choice.rows) * chunk_bytes,
             chunks=len(choice.rows),
             chunks_expanded=len(choice.expanded),
             effective_rate=effective_rate(self.config.k, len(choice.expanded), len(choice.rows)),

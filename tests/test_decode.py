@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from harness.model.decode import greedy, left_pad
+from harness.model.decode import Prompts, greedy, left_pad
 from harness.model.llama import Llama
 
 STOP = 7
@@ -39,7 +39,7 @@ def ragged_rows(seed: int, batch: int, longest: int) -> list[list[int]]:
 def ours(model: LlamaForCausalLM, rows: list[list[int]], n: int, stop: list[int]) -> torch.Tensor:
     llama = Llama(model)
     ids, mask = left_pad(rows, PAD, torch.device("cpu"))
-    columns = greedy(llama, llama.embed(ids), mask, max_new_tokens=n, stop_ids=stop, pad_id=PAD)
+    columns = greedy(Prompts(llama, llama.embed(ids), mask, n), max_new_tokens=n, stop_ids=stop, pad_id=PAD)
     return torch.stack(list(columns), dim=1)
 
 
@@ -116,5 +116,5 @@ def test_the_caller_is_not_left_in_inference_mode() -> None:
     model = random_model(2, seed=5)
     llama = Llama(model)
     ids, mask = left_pad([[9, 10]], PAD, torch.device("cpu"))
-    for _ in greedy(llama, llama.embed(ids), mask, max_new_tokens=3, stop_ids=[], pad_id=PAD):
+    for _ in greedy(Prompts(llama, llama.embed(ids), mask, 3), max_new_tokens=3, stop_ids=[], pad_id=PAD):
         assert not torch.is_inference_mode_enabled()

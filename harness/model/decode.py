@@ -1,4 +1,4 @@
-"""The only decode loop: greedy, batched, left-padded, over input embeddings. Every system generates through it.
+"""The only decode loop: greedy and batched. Every system generates through it, each behind its own ``Reader``.
 
 A generator with the clock outside: it yields one token column (B,) per step and never measures itself.
 """
@@ -6,6 +6,7 @@ A generator with the clock outside: it yields one token column (B,) per step and
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,30 +14,49 @@ from torch import Tensor
 from harness.model.llama import Llama
 
 
+class Reader(Protocol):
+    """A decoder that stands before the prompts of B rows. What the loop needs of a method, and all that it sees."""
+
+    def first(self) -> Tensor:
+        """Read the prompts; logits (B, V) of the token after each."""
+
+    def then(self, token_B: Tensor) -> Tensor:
+        """Append one token to each row; logits (B, V) of the one after it."""
+
+
+class Prompts:
+    """The ordinary reader: prompts as input embeddings, so that tokens and compressed chunks go the same way."""
+
+    def __init__(self, llama: Llama, inputs_BTE: Tensor, mask_BT: Tensor, max_new_tokens: int) -> None:
+        B, T, _ = inputs_BTE.shape
+        self.llama, self.inputs_BTE, self.mask_BT = llama, inputs_BTE, mask_BT
+        self.cache = llama.new_cache(B, T + max_new_tokens - 1)
+
+    def first(self) -> Tensor:
+        return self.llama.prefill(self.inputs_BTE, self.mask_BT, self.cache)
+
+    def then(self, token_B: Tensor) -> Tensor:
+        return self.llama.decode_one_token(token_B, self.cache)
+
+
 @torch.inference_mode()
-def greedy(
-    llama: Llama, inputs_BTE: Tensor, mask_BT: Tensor, *, max_new_tokens: int, stop_ids: Sequence[int], pad_id: int
-) -> Iterator[Tensor]:
+def greedy(reader: Reader, *, max_new_tokens: int, stop_ids: Sequence[int], pad_id: int) -> Iterator[Tensor]:
     """Yield up to ``max_new_tokens`` columns (B,) of the most likely next tokens.
 
     A row that produced a token of ``stop_ids`` yields ``pad_id`` from then on; the loop ends when all rows have.
-    Inputs are embeddings so that tokens and compressed chunks go the same way.
     """
-    B, T, _ = inputs_BTE.shape
-    cache = llama.new_cache(B, T + max_new_tokens - 1)
-    stop = torch.zeros(llama.embedding.shape[0], dtype=torch.bool, device=inputs_BTE.device)
+    logits_BV = reader.first()
+    B, V = logits_BV.shape
+    stop = torch.zeros(V, dtype=torch.bool, device=logits_BV.device)
     stop[torch.tensor(list(stop_ids), dtype=torch.long, device=stop.device)] = True
-    finished_B = torch.zeros(B, dtype=torch.bool, device=inputs_BTE.device)
-    position_B = mask_BT.sum(-1)
-
-    logits_BV = llama.prefill(inputs_BTE, mask_BT, cache)
+    finished_B = torch.zeros(B, dtype=torch.bool, device=logits_BV.device)
     for step in range(max_new_tokens):
         token_B = logits_BV.argmax(-1).masked_fill(finished_B, pad_id)
         yield token_B
         finished_B = finished_B | stop[token_B]
         if step + 1 == max_new_tokens or bool(finished_B.all()):
             return
-        logits_BV = llama.decode_one_token(token_B, position_B + step, cache)
+        logits_BV = reader.then(token_B)
 
 
 def left_pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:

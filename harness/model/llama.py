@@ -13,6 +13,7 @@ Shapes: B batch, T new positions, S cache length, H query heads, G key/value hea
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
     from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+
+Between = Callable[[int, Tensor], Tensor]  # (layer, its states after self-attention) -> states before its MLP
 
 
 @dataclass
@@ -46,6 +50,8 @@ class KVCache:
 
 class Llama:
     """A ``LlamaForCausalLM`` seen as two verbs: ``prefill`` and ``decode_one_token``.
+
+    ``between``, which both take, is what a method inserts in every layer between self-attention and MLP.
 
     Shares the model's weights; query/key/value and gate/up matrices are laid side by side once and the model's own
     parameters become views of them, so nothing is stored twice.
@@ -80,40 +86,48 @@ class Llama:
             padded=False,
         )
 
-    def prefill(self, inputs_BTE: Tensor, mask_BT: Tensor, cache: KVCache) -> Tensor:
-        """Read a left-padded prompt into an empty cache; returns the logits (B, V) of the next token.
+    def prefill(self, inputs_BTE: Tensor, mask_BT: Tensor, cache: KVCache, between: Between | None = None) -> Tensor:
+        """Append T positions per row to what ``cache`` holds; returns the logits (B, V) of the token after them.
 
-        ``mask_BT`` is False at padding. Positions count real tokens from 0, so padding shifts nothing.
+        ``mask_BT`` is False at padding, which stands on the left. Positions count real tokens from 0, those in the
+        cache included, so padding shifts nothing.
         """
-        T = inputs_BTE.shape[1]
-        assert cache.length == 0 and T <= cache.capacity
-        cache.visible_BS[:, :T] = mask_BT
-        cache.padded = not bool(mask_BT.all())
-        positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
-        causal_mask = None
-        if cache.padded:
-            causal = torch.ones((T, T), dtype=torch.bool, device=inputs_BTE.device).tril()
+        T, start = inputs_BTE.shape[1], cache.length
+        assert start + T <= cache.capacity
+        cache.visible_BS[:, start : start + T] = mask_BT
+        cache.padded = cache.padded or not bool(mask_BT.all())
+        before_B1 = cache.visible_BS[:, :start].sum(-1, keepdim=True)
+        positions_BT = (before_B1 + mask_BT.cumsum(-1) - 1).clamp(min=0)
+        visible = None
+        if cache.padded or start:
+            causal = torch.ones((T, start + T), dtype=torch.bool, device=inputs_BTE.device).tril(start)
             # A padded position sees itself, or its softmax would be over nothing (NaN).
-            itself = torch.eye(T, dtype=torch.bool, device=inputs_BTE.device)
-            causal_mask = ((causal & mask_BT[:, None, :]) | itself)[:, None]
-        return self._forward(inputs_BTE, positions_BT, cache, causal_mask)
+            itself = causal & ~causal.tril(start - 1)
+            visible = ((causal & cache.visible_BS[:, None, : start + T]) | itself)[:, None]
+        return self._forward(inputs_BTE, positions_BT, cache, visible, between)
 
-    def decode_one_token(self, token_B: Tensor, position_B: Tensor, cache: KVCache) -> Tensor:
+    def decode_one_token(self, token_B: Tensor, cache: KVCache, between: Between | None = None) -> Tensor:
         """Append one token per row; returns the logits (B, V) of the one after it."""
+        position_B1 = cache.visible_BS[:, : cache.length].sum(-1, keepdim=True)
         mask = cache.visible_BS[:, None, None, : cache.length + 1] if cache.padded else None
-        return self._forward(self.embed(token_B)[:, None], position_B[:, None], cache, mask)
+        return self._forward(self.embed(token_B)[:, None], position_B1, cache, mask, between)
 
-    def _forward(self, x_BTE: Tensor, positions_BT: Tensor, cache: KVCache, mask: Tensor | None) -> Tensor:
+    def _forward(
+        self, x_BTE: Tensor, positions_BT: Tensor, cache: KVCache, mask: Tensor | None, between: Between | None
+    ) -> Tensor:
         cos, sin = self.rotary(x_BTE, positions_BT)
         rotation = cos[:, None], sin[:, None]
         last = len(self.layers) - 1
         for index, layer in enumerate(self.layers):
-            x_BTE = self._layer(index, layer, x_BTE, rotation, cache, mask, only_last=index == last)
+            x_BTE = self._attend(index, layer, x_BTE, rotation, cache, mask, only_last=index == last)
+            if between:
+                x_BTE = between(index, x_BTE)
+            x_BTE = self._feed_forward(index, layer, x_BTE)
         cache.length += positions_BT.shape[1]
         x_BE = self._norm(x_BTE[:, -1], self.model.model.norm.weight)
         return F.linear(x_BE, self.model.lm_head.weight)
 
-    def _layer(
+    def _attend(
         self,
         index: int,
         layer: LlamaDecoderLayer,
@@ -144,7 +158,9 @@ class Llama:
             is_causal=mask is None and q.shape[2] > 1,
             enable_gqa=H != G,
         )
-        x_BTE = x_BTE + F.linear(attended.transpose(1, 2).reshape(B, -1, H * D), layer.self_attn.o_proj.weight)
+        return x_BTE + F.linear(attended.transpose(1, 2).reshape(B, -1, H * D), layer.self_attn.o_proj.weight)
+
+    def _feed_forward(self, index: int, layer: LlamaDecoderLayer, x_BTE: Tensor) -> Tensor:
         gate, up = F.linear(self._norm(x_BTE, layer.post_attention_layernorm.weight), self.gate_up[index]).chunk(2, -1)
         return x_BTE + F.linear(F.silu(gate) * up, layer.mlp.down_proj.weight)
 

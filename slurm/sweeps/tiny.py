@@ -38,7 +38,7 @@ ALIGNED = (1, 2, 4)  # chunks read back; the seed's gate is shown, and stops not
 SHARE = 0.1
 ANSWER_TOKENS = 4  # a value is one token; more would only show rambling
 RACE_PROMPTS = 60
-BUDGETS = {"long": "", "short": "-short"}
+BUDGETS = {"long": "", "half": "-half", "short": "-short"}  # half: REFRAG alone (selection.py)
 
 # What is expanded, and by whom: rows of the selection table.
 NOTHING: Mapping[str, Any] = {"expand": 0.0, "select": "none"}

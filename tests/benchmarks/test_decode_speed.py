@@ -6,7 +6,7 @@ import pytest
 import torch
 from interleaved import interleave, report
 
-from harness.model.decode import greedy, left_pad
+from harness.model.decode import Prompts, greedy, left_pad
 from harness.model.llama import Llama
 from harness.model.load import load_decoder
 
@@ -21,7 +21,9 @@ def test_batch_of_eight(checkpoint: Path, device: str, prompt_tokens: int) -> No
     ids, mask = left_pad(rows, 0, torch.device(device))
 
     def ours() -> torch.Tensor:
-        columns = greedy(llama, llama.embed(ids), mask, max_new_tokens=new_tokens, stop_ids=[], pad_id=0)
+        columns = greedy(
+            Prompts(llama, llama.embed(ids), mask, new_tokens), max_new_tokens=new_tokens, stop_ids=[], pad_id=0
+        )
         return torch.stack(list(columns), dim=1)
 
     def theirs() -> torch.Tensor:
