@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from harness.errors import InputError, unknown
 from harness.model.chunking import WINDOWS, EncoderInputs, Window, encoder_inputs, retokenised_inputs
 from harness.model.encoders import BidirectionalLlama, Roberta, load_roberta, random_roberta
+from harness.model.pooling import by_chunk
 from harness.model.splice import embed_codes
 
 if TYPE_CHECKING:
@@ -189,7 +190,7 @@ class Projector(nn.Module):
     def forward(self, states_NSD: Tensor, inputs: EncoderInputs) -> Tensor:
         if self.pooling == "cls":
             return self._mlp(states_NSD[:, 0])
-        slots_MkD, filled_Mk = _by_chunk(states_NSD, inputs, self.k if self.pooling == "concat" else None)
+        slots_MkD, filled_Mk = by_chunk(states_NSD, inputs, self.k if self.pooling == "concat" else None)
         if self.pooling == "mean":
             return self._mlp(slots_MkD.sum(1) / filled_Mk.sum(1, keepdim=True))
         weights_k = (1 + POSITION_SCALE * self.position) / self.k
@@ -200,20 +201,3 @@ class Projector(nn.Module):
     def _mlp(self, pooled: Tensor) -> Tensor:
         out: Tensor = self.out(F.gelu(self.hidden(pooled)))
         return out
-
-
-def _by_chunk(states_NSD: Tensor, inputs: EncoderInputs, width: int | None) -> tuple[Tensor, Tensor]:
-    """States laid out by chunk (M, width, D), zeros where there is none, and where there is one (M, width).
-
-    ``width`` None takes the longest chunk's. Positions of no chunk are left out.
-    """
-    inside_NS = inputs.chunk_NS >= 0
-    chunk_P = inputs.chunk_NS[inside_NS]  # P positions, chunk after chunk: chunks are numbered in reading order
-    counts_M = torch.bincount(chunk_P)
-    starts_M = counts_M.cumsum(0) - counts_M
-    place_P = torch.arange(len(chunk_P), device=chunk_P.device) - starts_M[chunk_P]
-    M, width = len(counts_M), width or int(counts_M.max())
-    slots = states_NSD.new_zeros((M, width, states_NSD.shape[-1]))
-    slots = slots.index_put((chunk_P, place_P), states_NSD[inside_NS])
-    filled = torch.arange(width, device=chunk_P.device)[None] < counts_M[:, None]
-    return slots, filled

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from harness.data.world.practice import Exercise, Practice
-from harness.model.chunking import EncoderInputs
-from harness.train.chunk_rows import condense, expand_at_random, lay_out
+from harness.train.chunk_model import lay_out_for, read_chunks
+from harness.train.chunk_rows import condense, expand_at_random
 from harness.train.losses import answer_loss
 from harness.train.rows import Batch
 from harness.train.stage import Stage
@@ -19,8 +19,6 @@ from refrag_v2.policy import Policy, PolicyConfig
 if TYPE_CHECKING:
     import random
     from collections.abc import Sequence
-
-    from torch import Tensor, nn
 
     from harness.train.loop import Loss
     from harness.train.rows import Row
@@ -107,11 +105,6 @@ class PolicyRecipe:
         return save_refrag(model.refrag, tokenizer, training, folder)
 
 
-def lay_out_for(model: Refrag, rows: Sequence[Row], tokenizer: Any) -> Batch:
-    """A batch with all chunks expanded, and what the encoder reads for them."""
-    return lay_out(rows, model.config.k, lambda texts: model.inputs(texts, tokenizer), tokenizer.pad_token_id)
-
-
 def open_model(config: RefragConfig, start: Path | None, *, seed: int) -> tuple[Refrag, Any]:
     """The model in ``start``; around a plain decoder a fresh encoder and projector as ``config`` says.
 
@@ -121,24 +114,16 @@ def open_model(config: RefragConfig, start: Path | None, *, seed: int) -> tuple[
 
     from harness.errors import InputError
     from harness.model.load import load_decoder
-    from refrag_v2.checkpoint import CONFIG_FILE, load_refrag
+    from refrag_v2.checkpoint import FILES, load_refrag
     from refrag_v2.model import Refrag, encoder_tokenizer
 
     if start is None:
         raise InputError("REFRAG starts from a decoder; none was given")
     decoder = load_decoder(str(start))
-    if not (start / CONFIG_FILE).exists():
+    if not FILES.there(start):
         torch.manual_seed(seed)
         return Refrag(config, decoder.model, encoder_tokenizer(config)), decoder.tokenizer
     model = load_refrag(start, decoder.model)
     if model.config != config:
         raise InputError(f"{start} was built as {model.config}; this stage expects {config}")
     return model, decoder.tokenizer
-
-
-def read_chunks(model: nn.Module, batch: Batch) -> Tensor:
-    """Logits (B, T, V) over the spliced input of a batch of ``collate_chunks``."""
-    refrag = cast("Refrag", model)
-    inputs = EncoderInputs(batch["encoder_ids"], batch["encoder_mask"], batch["encoder_chunk"])
-    logits: Tensor = refrag(batch["input_ids"], refrag.encode(inputs))
-    return logits

@@ -19,8 +19,8 @@ from harness.data.world.tokenizer import build_tokenizer, content_tokens
 from harness.errors import GateMissed, InputError
 from harness.train.alignment import ALL, Alignment, Gate, Reconstruction, measure
 from harness.train.loop import NonFiniteLoss
+from harness.train.read_back import held_out, read_back
 from harness.train.rows import IGNORED, Batch
-from refrag_v2.alignment import held_out, read_back
 from slurm.jobs.align import AlignJob
 from slurm.local import Phase, run_phases
 

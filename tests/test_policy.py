@@ -20,6 +20,7 @@ from harness.data.world.tokenizer import build_tokenizer
 from harness.errors import InputError
 from harness.model.chunking import EncoderInputs, split
 from harness.model.load import random_decoder
+from harness.train.chunk_model import lay_out_for
 from harness.train.optim import build_optimizers, freeze
 from harness.train.rows import Batch, Row
 from refrag_v2.grpo import (
@@ -40,7 +41,6 @@ from refrag_v2.policy import (
     picks_log_probability,
     sample_picks,
 )
-from refrag_v2.recipe import lay_out_for
 from refrag_v2.selectors import Candidates, by_policy
 from refrag_v2.stages import POLICY, POLICY_START
 

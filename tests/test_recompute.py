@@ -10,11 +10,11 @@ from torch import nn
 from harness.data.world.practice import Copying, Growing
 from harness.data.world.tokenizer import build_tokenizer
 from harness.model.load import random_decoder
+from harness.train.chunk_model import lay_out_for, read_chunks
 from harness.train.chunk_rows import condense
 from harness.train.losses import answer_loss
 from harness.train.recompute import recompute_activations
 from refrag_v2.model import Refrag, RefragConfig
-from refrag_v2.recipe import lay_out_for, read_chunks
 
 TOKENIZER = build_tokenizer()
 ENCODERS = {"decoder:1": "concat", "random:roberta-tiny": "mean"}

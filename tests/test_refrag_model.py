@@ -25,13 +25,13 @@ from harness.model.encoders import random_roberta
 from harness.model.load import load_decoder, random_decoder
 from harness.model.splice import splice
 from harness.protocol import Passage
+from harness.train.chunk_model import lay_out_for, read_chunks
 from harness.train.chunk_rows import condense
 from harness.train.losses import answer_loss
 from harness.train.rows import Batch, Row
-from refrag_v2.checkpoint import CONFIG_FILE, WEIGHTS_FILE, load_refrag, save_refrag
+from refrag_v2.checkpoint import FILES, load_refrag, save_refrag
 from refrag_v2.model import POSITION_SCALE, Projector, Refrag, RefragConfig, encoder_tokenizer
 from refrag_v2.policy import Policy, PolicyConfig
-from refrag_v2.recipe import lay_out_for, read_chunks
 from refrag_v2.system import RefragV2, RefragV2Config
 
 TOKENIZER = build_tokenizer()
@@ -467,7 +467,7 @@ def test_a_checkpoint_needs_no_second_folder(tmp_path: Path, own_words: str) -> 
 def test_a_checkpoint_misses_nothing_and_its_decoder_stands_alone(tmp_path: Path) -> None:
     model = trained()
     folder = save_refrag(model, TOKENIZER, TRAINING, tmp_path / "final")
-    stored = load_file(folder / WEIGHTS_FILE).keys()
+    stored = load_file(folder / FILES.weights_file).keys()
     assert {f"projector.{name}" for name in model.projector.state_dict()} <= stored
     assert {f"encoder.{name}" for name in model.encoder.state_dict()} <= stored
     assert {f"policy.{name}" for name in model.policy.state_dict()} <= stored
@@ -490,34 +490,34 @@ def test_a_model_is_loaded_in_the_decoders_dtype(tmp_path: Path) -> None:
 
 def _rewrite(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
     def apply(folder: Path) -> None:
-        document = json.loads((folder / CONFIG_FILE).read_text())
+        document = json.loads((folder / FILES.config_file).read_text())
         change(document)
-        (folder / CONFIG_FILE).write_text(json.dumps(document))
+        (folder / FILES.config_file).write_text(json.dumps(document))
 
     return apply
 
 
 def _reweigh(change: Callable[[dict[str, Tensor]], None]) -> Callable[[Path], None]:
     def apply(folder: Path) -> None:
-        weights = load_file(folder / WEIGHTS_FILE)
+        weights = load_file(folder / FILES.weights_file)
         change(weights)
-        save_file(weights, folder / WEIGHTS_FILE)
+        save_file(weights, folder / FILES.weights_file)
 
     return apply
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "no config": (lambda f: (f / CONFIG_FILE).unlink(), "has no chunk encoder .*train refrag_v2"),
-    "half a config": (lambda f: (f / CONFIG_FILE).write_text('{"model"'), "refrag.json is damaged"),
-    "a list": (lambda f: (f / CONFIG_FILE).write_text("[1]"), "refrag.json is damaged"),
+    "no config": (lambda f: (f / FILES.config_file).unlink(), "has no chunk encoder .*train refrag_v2"),
+    "half a config": (lambda f: (f / FILES.config_file).write_text('{"model"'), "refrag.json is damaged"),
+    "a list": (lambda f: (f / FILES.config_file).write_text("[1]"), "refrag.json is damaged"),
     "no policy entry": (_rewrite(lambda d: d.pop("policy")), "refrag.json is damaged"),
     "unknown setting": (_rewrite(lambda d: d["model"].update(colour="red")), "refrag.json is damaged"),
     "no such pooling": (_rewrite(lambda d: d["model"].update(pooling="max")), "refrag.json is damaged"),
     "another k": (_rewrite(lambda d: d["model"].update(k=4)), "refrag.safetensors cannot be loaded"),
     "no policy": (_rewrite(lambda d: d.update(policy=None)), "does not fit refrag.json: policy"),
-    "no weights": (lambda f: (f / WEIGHTS_FILE).unlink(), "refrag.safetensors cannot be loaded"),
+    "no weights": (lambda f: (f / FILES.weights_file).unlink(), "refrag.safetensors cannot be loaded"),
     "half the weights": (
-        lambda f: (f / WEIGHTS_FILE).write_bytes((f / WEIGHTS_FILE).read_bytes()[:5000]),
+        lambda f: (f / FILES.weights_file).write_bytes((f / FILES.weights_file).read_bytes()[:5000]),
         "refrag.safetensors cannot be loaded",
     ),
     "only a policy's shape": (

@@ -23,7 +23,7 @@ from harness.errors import InputError
 from harness.model.load import load_decoder, random_decoder
 from harness.train.loop import train
 from harness.train.optim import freeze
-from refrag_v2.checkpoint import WEIGHTS_FILE, load_refrag, save_refrag
+from refrag_v2.checkpoint import FILES, load_refrag, save_refrag
 from refrag_v2.model import Refrag, RefragConfig
 from refrag_v2.recipe import ENCODING, PolicyRecipe, RefragRecipe
 from refrag_v2.system import RefragV2Config
@@ -208,7 +208,7 @@ def test_all_stages_in_their_order_make_a_system(jobs: Any, tiny_checkpoint: Pat
         assert (training["steps"], training["skipped"], training["init"]) == (2, [], "random")
         assert math.isfinite(training["final_loss"]) and training["tokens"] > 0
         assert job.finished and job.run() == checkpoint
-        stored = load_file(checkpoint / WEIGHTS_FILE)
+        stored = load_file(checkpoint / FILES.weights_file)
         assert any(name.startswith("policy.") for name in stored) == stage.startswith("policy")
         assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
     system = RefragV2Config(k=K, template="tagged", select="policy", expand=0.1).build(load_decoder(str(checkpoint)))

@@ -71,7 +71,7 @@ class AlignJob:
         from harness.data.world.tokenizer import content_tokens
         from harness.model.load import load_decoder
         from harness.train.alignment import measure
-        from refrag_v2.alignment import held_out, read_back
+        from harness.train.read_back import held_out, read_back
         from refrag_v2.checkpoint import load_refrag, read_config
 
         read_config(self.checkpoint)  # the quickest refusal of what is not REFRAG's

@@ -19,11 +19,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from harness.data.world.practice import Copying, Growing
 from harness.data.world.tokenizer import build_tokenizer
 from harness.model.chunking import EncoderInputs, split
+from harness.train.chunk_model import lay_out_for, read_chunks
 from harness.train.chunk_rows import condense
 from harness.train.losses import answer_loss
 from harness.train.rows import Block, Row
 from refrag_v2.model import Refrag, RefragConfig
-from refrag_v2.recipe import ENCODING, lay_out_for, read_chunks
+from refrag_v2.recipe import ENCODING
 
 BATCH, CONTEXT, K = 8, 512, 16
 

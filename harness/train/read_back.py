@@ -1,4 +1,4 @@
-"""What alignment verification needs of REFRAG: new text as chunks, and the decoder's reading of it."""
+"""What alignment verification needs of a model that reads chunks: new text as chunks, and its reading of them."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import torch
 
 from harness.data.world.practice import Copying, Growing, Practice
 from harness.errors import InputError
+from harness.train.chunk_model import lay_out_for, read_chunks
 from harness.train.chunk_rows import condense
-from refrag_v2.recipe import lay_out_for, read_chunks
 
 if TYPE_CHECKING:
     import random
 
     from torch import Tensor, nn
 
+    from harness.train.chunk_model import ChunkModel
     from harness.train.rows import Batch, Row
-    from refrag_v2.model import Refrag
 
 CONTEXT_TOKENS = 1024  # of a batch: many short rows or a few long ones
 HELD_OUT = 1 << 40  # seeds from here on draw what no stage is trained on
 
 
-def held_out(model: Refrag, tokenizer: Any, chunks: int, seed: int) -> Practice:
+def held_out(model: ChunkModel, tokenizer: Any, chunks: int, seed: int) -> Practice:
     """Rows of exactly ``chunks`` chunks, none of them expanded, followed by their text.
 
     Raises ``InputError`` where the decoder has no room for both.
@@ -48,7 +48,6 @@ def read_back(model: nn.Module, batch: Batch, zeroed: bool) -> Tensor:
     """Logits (B, T, V) over chunks and text; ``zeroed`` leaves the chunks their positions and takes their content."""
     if not zeroed:
         return read_chunks(model, batch)
-    refrag = cast("Refrag", model)
-    nothing_ME = torch.zeros((int(batch["n_chunks"].sum()), refrag.decoder.config.hidden_size))
-    logits: Tensor = refrag(batch["input_ids"], nothing_ME.to(batch["input_ids"].device))
-    return logits
+    chunked = cast("ChunkModel", model)
+    nothing_ME = torch.zeros((int(batch["n_chunks"].sum()), chunked.decoder.config.hidden_size))
+    return chunked(batch["input_ids"], nothing_ME.to(batch["input_ids"].device))
