@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from harness.model.decode import Prompts, greedy, left_pad
+from harness.model.decode import from_tokens
 from harness.model.llama import Llama
 from harness.model.load import Decoder
 from harness.model.prompting import Prompting
@@ -55,15 +55,15 @@ class StandardRAG:
         self.prompting.check(questions, max_new_tokens)
 
     def encode(self, passages: Sequence[Sequence[Passage]]) -> list[list[Block]]:
-        return [[tag + text for tag, text in row] for row in self.prompting.passages(passages)]
+        return self.prompting.whole_passages(passages)
 
     def generate(
         self, questions: Sequence[str], context: list[list[Block]], *, max_new_tokens: int
     ) -> Iterator[Tensor]:
         prompts, _ = self._prompts(questions, context, max_new_tokens)
-        ids_BT, mask_BT = left_pad(prompts, self.pad_id, self.llama.embedding.device)
-        return greedy(
-            Prompts(self.llama, self.llama.embed(ids_BT), mask_BT, max_new_tokens),
+        return from_tokens(
+            self.llama,
+            prompts,
             max_new_tokens=max_new_tokens,
             stop_ids=self.prompting.stop_ids,
             pad_id=self.pad_id,

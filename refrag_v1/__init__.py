@@ -1,1 +1,1 @@
-"""REFRAG v1: the early, flawed version that is kept as a control. Not built yet (see README, what is missing)."""
+"""REFRAG v1: the early, flawed version that is kept as a control."""

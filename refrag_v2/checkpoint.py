@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import InputError
 from harness.model.beside import ENCODER, Beside, write_encoder
-from harness.model.encoders import shaped_roberta
+from harness.model.encoders import encoder_tokenizer, shaped_roberta
 from harness.train.export import export
-from refrag_v2.model import Refrag, RefragConfig, encoder_tokenizer
+from refrag_v2.model import Refrag, RefragConfig
 from refrag_v2.policy import Policy, PolicyConfig
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def load_refrag(folder: Path, decoder: LlamaForCausalLM) -> Refrag:
     """The model in ``folder`` around its already loaded ``decoder``, in the decoder's dtype and on its device."""
     config, policy = read_config(folder)
     own = None if config.shares_tokens else shaped_roberta(folder / ENCODER)
-    model = Refrag(config, decoder, encoder_tokenizer(config, folder / ENCODER), own)
+    model = Refrag(config, decoder, encoder_tokenizer(config.encoder, folder / ENCODER), own)
     if policy is not None:
         try:
             model.policy = Policy(policy, decoder.config.hidden_size)

@@ -22,8 +22,7 @@ from torch import Tensor, nn
 
 from harness.errors import InputError
 from harness.model.chunking import EncoderInputs, expanded_count
-from harness.train.chunk_rows import condense
-from harness.train.losses import token_losses
+from harness.train.chunk_model import answer_log_likelihood
 from harness.train.rows import Batch
 from refrag_v2.model import Refrag
 from refrag_v2.policy import Policy, advantages, grpo_loss, picks_log_probability, sample_picks
@@ -87,7 +86,7 @@ def warm_up(training: PolicyTraining, batch: Batch, config: WarmUpConfig) -> Ten
         seen = policy_inputs(model, batch, chunks_ME)
         B, L = seen[3].shape
         each_BL1 = torch.arange(L, device=chunks_ME.device).expand(B, L)[..., None]
-        worth_BL = answer_log_likelihood(model, batch, chunks_ME, each_BL1)
+        worth_BL = likelihood_of_picks(model, batch, chunks_ME, each_BL1)
         labels_BL = (advantages(worth_BL) / config.temperature).softmax(-1)
     loss: Tensor = -(labels_BL * model.policy(*seen).log_softmax(-1)).sum(-1).mean()
     return loss
@@ -107,7 +106,7 @@ def grpo(training: PolicyTraining, batch: Batch, config: GrpoConfig) -> Tensor:
         old_logits_BL = training.sampler(*seen)
         picks_BGT = sample_picks(old_logits_BL, count, config.groups)
         old_BGT = picks_log_probability(old_logits_BL, picks_BGT)
-        advantage_BG = advantages(answer_log_likelihood(model, batch, chunks_ME, picks_BGT))
+        advantage_BG = advantages(likelihood_of_picks(model, batch, chunks_ME, picks_BGT))
     new_BGT = picks_log_probability(model.policy(*seen), picks_BGT)
     return grpo_loss(new_BGT, old_BGT, advantage_BG, config.clip)
 
@@ -137,17 +136,14 @@ def policy_inputs(model: Refrag, batch: Batch, chunks_ME: Tensor) -> tuple[Tenso
     return question_BQE, question_mask_BQ, chunks_ME[rows_BL], chunk_mask_BL
 
 
-def answer_log_likelihood(model: Refrag, batch: Batch, chunks_ME: Tensor, picks_BGT: Tensor) -> Tensor:
+def likelihood_of_picks(model: Refrag, batch: Batch, chunks_ME: Tensor, picks_BGT: Tensor) -> Tensor:
     """Mean log-likelihood (B, G) of each row's answer tokens with the picked chunks expanded."""
     B, G, _ = picks_BGT.shape
     L = max(1, int(batch["n_chunks"].max()))
     expanded = torch.zeros((B * G, L), dtype=torch.bool, device=picks_BGT.device)
     expanded = expanded.scatter(1, picks_BGT.flatten(0, 1), True)
     laid_out = {name: batch[name].repeat_interleave(G, 0) for name in _PER_ROW}
-    tried = condense(laid_out, expanded)
-    losses = token_losses(model(tried["input_ids"], chunks_ME), tried["labels"])
-    answers = tried["is_answer"][:, 1:]
-    return -((losses * answers).sum(1) / answers.sum(1)).view(B, G)
+    return answer_log_likelihood(model, laid_out, chunks_ME, expanded).view(B, G)
 
 
 _PER_ROW = ("input_ids", "attention_mask", "labels", "is_answer", "chunk", "chunk_start", "n_chunks", "first_chunk")

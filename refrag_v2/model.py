@@ -30,13 +30,12 @@ from torch import Tensor, nn
 
 from harness.errors import InputError, unknown
 from harness.model.chunking import WINDOWS, EncoderInputs, Window, encoder_inputs, retokenised_inputs
-from harness.model.encoders import BidirectionalLlama, Roberta, load_roberta, random_roberta
+from harness.model.encoders import Roberta, build_encoder, shares_tokens
 from harness.model.pooling import by_chunk
 from harness.model.splice import embed_codes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
@@ -80,7 +79,7 @@ class RefragConfig:
     @property
     def shares_tokens(self) -> bool:
         """Whether the encoder reads the decoder's own tokens, so that nothing is tokenised anew."""
-        return self.encoder.startswith(("decoder:", "random:"))
+        return shares_tokens(self.encoder)
 
 
 class Refrag(nn.Module):
@@ -98,7 +97,7 @@ class Refrag(nn.Module):
         super().__init__()
         self.config = config
         self.decoder = decoder
-        self.encoder = encoder or build_encoder(config, decoder)
+        self.encoder = encoder or build_encoder(config.encoder, decoder)
         self.encoder_tokenizer = encoder_tokenizer
         self.policy: Policy | None = None
         width = decoder.config.hidden_size
@@ -131,37 +130,6 @@ class Refrag(nn.Module):
         inputs_BTE = embed_codes(codes_BT, chunks_ME, self.decoder.model.embed_tokens)
         logits: Tensor = self.decoder(inputs_embeds=inputs_BTE, use_cache=False).logits
         return logits
-
-
-def build_encoder(config: RefragConfig, decoder: LlamaForCausalLM) -> BidirectionalLlama | Roberta:
-    """The encoder that ``config`` names. Raises ``InputError`` where it cannot be had."""
-    kind, _, argument = config.encoder.partition(":")
-    if kind == "decoder":
-        if not argument.isdecimal():
-            raise InputError(f"expected an encoder decoder:N with a number of layers, got {config.encoder!r}")
-        encoder = BidirectionalLlama(decoder.config, int(argument))
-        encoder.copy_from(decoder)
-        return encoder
-    return random_roberta(argument, decoder.config.vocab_size) if kind == "random" else load_roberta(config.encoder)
-
-
-def encoder_tokenizer(config: RefragConfig, folder: Path | None = None) -> PreTrainedTokenizerBase | None:
-    """The encoder's own tokenizer, of ``folder`` or of where the encoder is from; None where it shares the decoder's.
-
-    Raises ``InputError`` where it cannot be had.
-    """
-    if config.shares_tokens:
-        return None
-    from transformers import AutoTokenizer
-
-    name = str(folder or config.encoder)
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"no tokenizer {name!r} for the encoder: neither a local folder nor a reachable Hub id"
-        ) from error
-    return tokenizer
 
 
 class Projector(nn.Module):

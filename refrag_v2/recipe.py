@@ -113,16 +113,17 @@ def open_model(config: RefragConfig, start: Path | None, *, seed: int) -> tuple[
     import torch
 
     from harness.errors import InputError
+    from harness.model.encoders import encoder_tokenizer
     from harness.model.load import load_decoder
     from refrag_v2.checkpoint import FILES, load_refrag
-    from refrag_v2.model import Refrag, encoder_tokenizer
+    from refrag_v2.model import Refrag
 
     if start is None:
         raise InputError("REFRAG starts from a decoder; none was given")
     decoder = load_decoder(str(start))
     if not FILES.there(start):
         torch.manual_seed(seed)
-        return Refrag(config, decoder.model, encoder_tokenizer(config)), decoder.tokenizer
+        return Refrag(config, decoder.model, encoder_tokenizer(config.encoder)), decoder.tokenizer
     model = load_refrag(start, decoder.model)
     if model.config != config:
         raise InputError(f"{start} was built as {model.config}; this stage expects {config}")

@@ -21,10 +21,11 @@ At the tiny scale matrices are trained by Muon and everything else by AdamW, at 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from harness.data.world.practice import Copying, Growing, Quizzing, Reading, Sketches
+from harness.data.world.practice import Copying, Growing, Pairs, Quizzing, Reading, Sketches
 from harness.train.stage import AdamW, Muon, Schedule, Stage
 from refrag_v2.grpo import GrpoConfig, WarmUpConfig
 from refrag_v2.model import RefragConfig
@@ -156,8 +157,39 @@ def tiny(k: int, budget: Budget) -> dict[str, RefragRecipe | PolicyRecipe]:
     }
 
 
+def objective(k: int) -> dict[str, RefragRecipe]:
+    """The first two stages on passages of two people, which have room for chunks of 64: one half of the comparison
+    with v1's objective at two k (slurm/sweeps/objective.py), at v1's numbers of steps."""
+    scale = f"objective-k{k}"
+    crowded = k >= 32
+    lr, boost = (4e-4, 10) if crowded else (2e-4, 20)
+    recipe = partial(RefragRecipe, model=RefragConfig(k=k, norm=48.0 if crowded else 32.0))
+
+    def growing(steps: int, longest: int) -> Growing:
+        return Growing(k=k, steps=steps, max_chunks=longest // k, tokens=1024)
+
+    return {
+        "reconstruction": recipe(
+            after=("decoder", "pretrain", "tiny"),
+            requires=(),
+            stage=_stage("reconstruction", 60, 1e-5, 1, trained=ENCODING),
+            data=Copying(growing=growing(60, max(64, k)), people=Pairs()),
+        ),
+        "cpt": recipe(
+            after=("refrag_v2", "reconstruction", scale),
+            requires=("refrag_v2/reconstruction",),
+            stage=_stage("cpt", 500, lr, boost),
+            data=Quizzing(growing=growing(500, LONGEST), people=Pairs()),
+            language_weight=0.05,
+        ),
+    }
+
+
 STAGES = ("reconstruction", "cpt", "mixed", "finetune", "policy_start", "policy")
-_RECIPES = {f"tiny-k{k}{budget.suffix}": tiny(k, budget) for k in (4, 8, 16, 32) for budget in (LONG, SHORT, HALF)}
+_RECIPES: dict[str, Mapping[str, RefragRecipe | PolicyRecipe]] = {
+    f"tiny-k{k}{budget.suffix}": tiny(k, budget) for k in (4, 8, 16, 32) for budget in (LONG, SHORT, HALF)
+}
+_RECIPES |= {f"objective-k{k}": objective(k) for k in (8, 64)}
 RECONSTRUCTION, CPT, MIXED, FINETUNE, POLICY_START, POLICY = (
-    {scale: recipes[stage] for scale, recipes in _RECIPES.items()} for stage in STAGES
+    {scale: recipes[stage] for scale, recipes in _RECIPES.items() if stage in recipes} for stage in STAGES
 )

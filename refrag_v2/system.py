@@ -22,12 +22,13 @@ from harness.config import digest
 from harness.data.world.facts import is_question
 from harness.errors import InputError
 from harness.model.chunk_cache import ChunkCache
+from harness.model.chunked import ChunkedPassage, Chunks, ChunkUsage, in_chunks, rows_of
 from harness.model.chunking import effective_rate, expanded_count, split
 from harness.model.decode import Prompts, greedy
 from harness.model.llama import Llama
 from harness.model.load import Decoder
 from harness.model.prompting import Prompting
-from harness.model.splice import chunk_code, splice
+from harness.model.splice import splice
 from harness.protocol import Passage, Usage
 from harness.train.export import own_template, read_training
 from refrag_v2.checkpoint import load_refrag, read_config
@@ -65,39 +66,6 @@ class RefragV2Config:
 
     def build(self, decoder: Decoder, cache: Path | None = None) -> RefragV2:
         return RefragV2(self, decoder, cache)
-
-
-@dataclass(frozen=True)
-class ChunkedPassage:
-    """A passage as its tag, its chunks as decoder tokens, and the row of the first in the batch's embeddings."""
-
-    tag: list[int]
-    chunks: list[list[int]]
-    first: int
-
-    def codes(self, expanded: frozenset[int]) -> list[int]:
-        """The tag, then every chunk: its tokens where its row is in ``expanded``, else the code of its embedding."""
-        out = list(self.tag)
-        for row, chunk in enumerate(self.chunks, start=self.first):
-            out += chunk if row in expanded else [chunk_code(row)]
-        return out
-
-
-@dataclass(frozen=True)
-class Chunks:
-    """What ``encode`` prepares: per question its passages, and all chunk embeddings (M, E)."""
-
-    passages: list[list[ChunkedPassage]]
-    embeddings_ME: Tensor
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ChunkUsage(Usage):
-    """``effective_rate`` is k / (1 - p + k p) at the share of chunks that was really expanded."""
-
-    chunks: int
-    chunks_expanded: int
-    effective_rate: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,14 +110,7 @@ class RefragV2:
     def encode(self, passages: Sequence[Sequence[Passage]]) -> Chunks:
         blocks = self.prompting.passages(passages)
         texts = [text for row in blocks for _, text in row]
-        first = 0
-        rows: list[list[ChunkedPassage]] = []
-        for row in blocks:
-            rows.append([])
-            for tag, text in row:
-                chunks = split(text, self.config.k)
-                rows[-1].append(ChunkedPassage(tag, chunks, first))
-                first += len(chunks)
+        rows = in_chunks(blocks, self.config.k)
         if self.cache:
             embeddings = self.cache.embed(texts, self._encode_apart).to(self.llama.embedding.device)
         else:
@@ -188,13 +149,13 @@ class RefragV2:
             questions=questions,
             question_ids=asked,
             passages=[[passage.chunks for passage in row] for row in read],
-            embeddings=[context.embeddings_ME[_rows(row).start : _rows(row).stop] for row in read],
+            embeddings=[context.embeddings_ME[rows_of(row).start : rows_of(row).stop] for row in read],
             tokenizer=self.prompting.tokenizer,
         )
         scores = self.select(self.model, given)
         choices = []
         for row, question, score in zip(read, asked, scores, strict=True):
-            rows = _rows(row)
+            rows = rows_of(row)
             picked = best(score, expanded_count(self.config.expand, len(rows)))
             expanded = frozenset(rows[i] for i in picked)
             codes = [*self.prompting.start, *(code for p in row for code in p.codes(expanded)), *question]
@@ -235,10 +196,3 @@ class RefragV2:
 
     def _encode_apart(self, texts: Sequence[Sequence[int]]) -> list[Tensor]:
         return list(self._encode(texts).split([len(split(text, self.config.k)) for text in texts]))
-
-
-def _rows(passages: Sequence[ChunkedPassage]) -> range:
-    """The rows of a question's chunks in the batch's embeddings: its passages stand side by side."""
-    if not passages:
-        return range(0)
-    return range(passages[0].first, passages[-1].first + len(passages[-1].chunks))

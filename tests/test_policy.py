@@ -27,8 +27,8 @@ from refrag_v2.grpo import (
     GrpoConfig,
     PolicyTraining,
     WarmUpConfig,
-    answer_log_likelihood,
     grpo,
+    likelihood_of_picks,
     policy_inputs,
     warm_up,
 )
@@ -307,7 +307,7 @@ def test_the_reward_is_the_mean_log_likelihood_of_the_true_answer() -> None:
     batch = lay_out_for(model, rows, TOKENIZER)
     chunks = chunks_of(model, batch)
     picks = torch.tensor([[[0, 5], [11, 3], [3, 11]], [[2, 4], [7, 0], [1, 2]]])
-    rewards = answer_log_likelihood(model, batch, chunks, picks)
+    rewards = likelihood_of_picks(model, batch, chunks, picks)
 
     def said(ids: Sequence[int]) -> Tensor:
         return model.decoder.model.embed_tokens(torch.tensor(ids))
@@ -418,7 +418,7 @@ def test_what_is_rewarded_becomes_likelier(monkeypatch: pytest.MonkeyPatch) -> N
     """From end to end, where every sequence that has chunk 4 in it is worth 1 and every other 0."""
     training, batch = training_on(sharpened(), 2)
     monkeypatch.setattr(
-        "refrag_v2.grpo.answer_log_likelihood", lambda model, batch, chunks, picks: (picks == 4).any(-1).float()
+        "refrag_v2.grpo.likelihood_of_picks", lambda model, batch, chunks, picks: (picks == 4).any(-1).float()
     )
 
     @torch.no_grad()
@@ -509,7 +509,7 @@ def worth_of_each(model: Refrag, batch: Batch) -> list[list[float]]:
     with torch.no_grad():
         embeddings = chunks_of(model, batch)
         columns = [
-            answer_log_likelihood(model, batch, embeddings, torch.full((rows, 1, 1), chunk))[:, 0].tolist()
+            likelihood_of_picks(model, batch, embeddings, torch.full((rows, 1, 1), chunk))[:, 0].tolist()
             for chunk in range(chunks)
         ]
     return [list(row) for row in zip(*columns, strict=True)]

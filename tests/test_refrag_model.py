@@ -21,7 +21,7 @@ from harness.data.world.practice import Copying, Growing, Reading
 from harness.data.world.tokenizer import TAGS, build_tokenizer
 from harness.errors import InputError
 from harness.model.chunking import EncoderInputs, split
-from harness.model.encoders import random_roberta
+from harness.model.encoders import encoder_tokenizer, random_roberta
 from harness.model.load import load_decoder, random_decoder
 from harness.model.splice import splice
 from harness.protocol import Passage
@@ -30,7 +30,7 @@ from harness.train.chunk_rows import condense
 from harness.train.losses import answer_loss
 from harness.train.rows import Batch, Row
 from refrag_v2.checkpoint import FILES, load_refrag, save_refrag
-from refrag_v2.model import POSITION_SCALE, Projector, Refrag, RefragConfig, encoder_tokenizer
+from refrag_v2.model import POSITION_SCALE, Projector, Refrag, RefragConfig
 from refrag_v2.policy import Policy, PolicyConfig
 from refrag_v2.system import RefragV2, RefragV2Config
 
@@ -52,7 +52,7 @@ def refrag(seed: int = 0, **config: Any) -> Refrag:
     """A tiny random model; the same for the same seed."""
     decoder = random_decoder("tiny", seed=seed)
     settings = RefragConfig(**{"k": K} | config)
-    return Refrag(settings, decoder, encoder_tokenizer(settings)).eval()
+    return Refrag(settings, decoder, encoder_tokenizer(settings.encoder)).eval()
 
 
 def encoded(model: Refrag, passages: Sequence[Sequence[int]]) -> Tensor:

@@ -10,6 +10,11 @@ from harness.errors import unknown
 
 SYSTEMS: Mapping[str, str] = {
     "standard_rag": "baselines.standard_rag:StandardRAGConfig",
+    "llama_k": "baselines.llama_k:LlamaKConfig",
+    "replug": "baselines.replug:ReplugConfig",
+    "extract": "baselines.extract:ExtractConfig",
+    "kv_reuse": "baselines.kv_reuse:KvReuseConfig",
+    "refrag_v1": "refrag_v1.system:RefragV1SystemConfig",
     "refrag_v2": "refrag_v2.system:RefragV2Config",
 }
 
@@ -23,6 +28,12 @@ SUITES: Mapping[str, str] = {
 RECIPES: Mapping[str, Mapping[str, str]] = {
     "decoder": {"pretrain": "baselines.stages:PRETRAIN"},
     "standard_rag": {"finetune": "baselines.stages:FINETUNE"},
+    "kv_reuse": {"finetune": "baselines.kv_reuse_stages:FINETUNE"},
+    "refrag_v1": {
+        "cpt_recon": "refrag_v1.stages:CPT_RECON",
+        "cpt_next": "refrag_v1.stages:CPT_NEXT",
+        "train_policy": "refrag_v1.stages:TRAIN_POLICY",
+    },
     "refrag_v2": {
         "reconstruction": "refrag_v2.stages:RECONSTRUCTION",
         "cpt": "refrag_v2.stages:CPT",

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from harness.model.llama import Llama
+from harness.model.llama import KVCache, Llama
 
 
 class Reader(Protocol):
@@ -25,12 +25,17 @@ class Reader(Protocol):
 
 
 class Prompts:
-    """The ordinary reader: prompts as input embeddings, so that tokens and compressed chunks go the same way."""
+    """The ordinary reader: prompts as input embeddings, so that tokens and compressed chunks go the same way.
 
-    def __init__(self, llama: Llama, inputs_BTE: Tensor, mask_BT: Tensor, max_new_tokens: int) -> None:
+    ``cache`` may hold what stands before them, and has to have room for prompts and answers.
+    """
+
+    def __init__(
+        self, llama: Llama, inputs_BTE: Tensor, mask_BT: Tensor, max_new_tokens: int, cache: KVCache | None = None
+    ) -> None:
         B, T, _ = inputs_BTE.shape
         self.llama, self.inputs_BTE, self.mask_BT = llama, inputs_BTE, mask_BT
-        self.cache = llama.new_cache(B, T + max_new_tokens - 1)
+        self.cache = cache or llama.new_cache(B, T + max_new_tokens - 1)
 
     def first(self) -> Tensor:
         return self.llama.prefill(self.inputs_BTE, self.mask_BT, self.cache)
@@ -57,6 +62,15 @@ def greedy(reader: Reader, *, max_new_tokens: int, stop_ids: Sequence[int], pad_
         if step + 1 == max_new_tokens or bool(finished_B.all()):
             return
         logits_BV = reader.then(token_B)
+
+
+def from_tokens(
+    llama: Llama, rows: Sequence[Sequence[int]], *, max_new_tokens: int, stop_ids: Sequence[int], pad_id: int
+) -> Iterator[Tensor]:
+    """``greedy`` from prompts of token ids."""
+    ids_BT, mask_BT = left_pad(rows, pad_id, llama.embedding.device)
+    reader = Prompts(llama, llama.embed(ids_BT), mask_BT, max_new_tokens)
+    return greedy(reader, max_new_tokens=max_new_tokens, stop_ids=stop_ids, pad_id=pad_id)
 
 
 def left_pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from harness.errors import InputError, unknown
 
 if TYPE_CHECKING:
-    from transformers import LlamaConfig, LlamaForCausalLM, RobertaModel
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, RobertaModel
 
 # The published shapes (FacebookAI/roberta-base and roberta-large, config.json).
 ROBERTA_SHAPES: Mapping[str, Mapping[str, Any]] = {
@@ -126,3 +126,42 @@ def load_roberta(name: str) -> Roberta:
     except (OSError, ValueError) as error:
         raise InputError(f"no RoBERTa encoder {name!r}: neither a local folder nor a reachable Hub id") from error
     return Roberta(model)
+
+
+def shares_tokens(name: str) -> bool:
+    """Whether the encoder ``name`` reads the decoder's own tokens, so that nothing is tokenised anew."""
+    return name.startswith(("decoder:", "random:"))
+
+
+def build_encoder(name: str, decoder: LlamaForCausalLM) -> BidirectionalLlama | Roberta:
+    """``decoder:N`` (the decoder's own first N layers), ``random:SHAPE``, or a Hub id or folder of a RoBERTa.
+
+    Raises ``InputError`` where it cannot be had.
+    """
+    kind, _, argument = name.partition(":")
+    if kind == "decoder":
+        if not argument.isdecimal():
+            raise InputError(f"expected an encoder decoder:N with a number of layers, got {name!r}")
+        encoder = BidirectionalLlama(decoder.config, int(argument))
+        encoder.copy_from(decoder)
+        return encoder
+    return random_roberta(argument, decoder.config.vocab_size) if kind == "random" else load_roberta(name)
+
+
+def encoder_tokenizer(name: str, folder: Path | None = None) -> PreTrainedTokenizerBase | None:
+    """The own tokenizer of the encoder ``name``, of ``folder`` or of where it is from; None where it has none.
+
+    Raises ``InputError`` where it cannot be had.
+    """
+    if shares_tokens(name):
+        return None
+    from transformers import AutoTokenizer
+
+    source = str(folder or name)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"no tokenizer {source!r} for the encoder: neither a local folder nor a reachable Hub id"
+        ) from error
+    return tokenizer

@@ -144,12 +144,12 @@ class Llama:
         qkv = F.linear(self._norm(x_BTE, layer.input_layernorm.weight), self.qkv[index])
         q, k, v = qkv.view(B, T, H + 2 * G, D).transpose(1, 2).split([H, G, G], dim=1)
         cos, sin = rotation
-        cache.keys[index, :, :, start:end] = _rotate(k, cos, sin)
+        cache.keys[index, :, :, start:end] = rotate(k, cos, sin)
         cache.values[index, :, :, start:end] = v
         if only_last and T > 1:
             q, cos, sin, x_BTE = q[:, :, -1:], cos[:, :, -1:], sin[:, :, -1:], x_BTE[:, -1:]
             mask = None if mask is None else mask[:, :, -1:]
-        q = _rotate(q, cos, sin)
+        q = rotate(q, cos, sin)
         attended = F.scaled_dot_product_attention(
             q,
             cache.keys[index, :, :, :end],
@@ -168,7 +168,7 @@ class Llama:
         return F.rms_norm(x, (x.shape[-1],), weight, self.eps)
 
 
-def _rotate(x_BHTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x_BHTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding in the half-split convention of the published Llama weights (RoFormer, Eq. 34)."""
     left, right = x_BHTD.chunk(2, dim=-1)
     return x_BHTD * cos + torch.cat((-right, left), dim=-1) * sin

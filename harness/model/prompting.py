@@ -53,6 +53,10 @@ class Prompting:
         blocks = iter(self.template.passage_blocks(self.tokenizer, [p for row in passages for p in row]))
         return [list(islice(blocks, len(row))) for row in passages]
 
+    def whole_passages(self, passages: Sequence[Sequence[Passage]]) -> list[list[list[int]]]:
+        """The same with tag and text in one list: for a system that reads passages as tokens."""
+        return [[tag + text for tag, text in row] for row in self.passages(passages)]
+
     def fitting(self, lengths: Sequence[int], question: Sequence[int], max_new_tokens: int) -> int:
         """How many passages of these lengths, from the front, find room before the question and its answer."""
         room = self.window - max_new_tokens - len(self.start) - len(question)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from harness.model.chunking import EncoderInputs
-from harness.train.chunk_rows import lay_out
+from harness.train.chunk_rows import condense, lay_out
+from harness.train.losses import token_losses
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -48,3 +49,11 @@ def read_chunks(model: nn.Module, batch: Batch) -> Tensor:
     chunked = cast("ChunkModel", model)
     inputs = EncoderInputs(batch["encoder_ids"], batch["encoder_mask"], batch["encoder_chunk"])
     return chunked(batch["input_ids"], chunked.encode(inputs))
+
+
+def answer_log_likelihood(model: ChunkModel, batch: Batch, chunks_ME: Tensor, expanded_BL: Tensor) -> Tensor:
+    """Mean log-likelihood (B,) of each row's answer tokens with the chunks of ``expanded_BL`` as tokens."""
+    tried = condense(batch, expanded_BL)
+    losses = token_losses(model(tried["input_ids"], chunks_ME), tried["labels"])
+    answers = tried["is_answer"][:, 1:]
+    return -(losses * answers).sum(1) / answers.sum(1)

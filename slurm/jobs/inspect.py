@@ -16,7 +16,8 @@ from slurm.jobs.evaluate import check_counts
 from slurm.jobs.system import open_system
 
 if TYPE_CHECKING:
-    from refrag_v2.system import Choice, ChunkedPassage, RefragV2
+    from harness.model.chunked import ChunkedPassage
+    from refrag_v2.system import Choice, RefragV2
 
 RETRIEVED = 4
 

@@ -89,6 +89,16 @@ def state(rng: random.Random, biography: Biography) -> str:
     return " ".join(statements)
 
 
+def in_pairs(passages: Sequence[Passage]) -> list[Passage]:
+    """Every two of ``passages`` as one; of an odd number the last stays alone."""
+    return [
+        Passage(
+            id="+".join(p.id for p in pair), title=", ".join(p.title for p in pair), text=" ".join(p.text for p in pair)
+        )
+        for pair in (passages[start : start + 2] for start in range(0, len(passages), 2))
+    ]
+
+
 def ask(rng: random.Random, biography: Biography, relation: int, opening: str) -> str:
     """A question that ends in ``{noun} of {name}``; ``opening`` is what tells the three suites apart."""
     return f"{opening} the {rng.choice(lexicon().relations[relation].nouns)} of {biography.name}"

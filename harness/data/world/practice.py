@@ -25,6 +25,7 @@ from harness.data.world.facts import (
     draw_namesake,
     draw_person,
     draw_relations,
+    in_pairs,
     state,
 )
 from harness.data.world.mirror import OPENINGS
@@ -85,6 +86,18 @@ class People:
                 people.append(person)
         return [draw_biography(rng, person, shared or draw_relations(rng)) for person in people]
 
+    def passages(self, rng: random.Random, biographies: list[Biography]) -> list[Passage]:
+        """What is told of them, a passage each."""
+        return [Passage(id="", title=b.name, text=state(rng, b)) for b in biographies]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs(People):
+    """The same people, two to a passage: passages long enough for chunks of 64 tokens."""
+
+    def passages(self, rng: random.Random, biographies: list[Biography]) -> list[Passage]:
+        return in_pairs(super().passages(rng, biographies))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sketches(People):
@@ -115,7 +128,7 @@ class Reading:
 
     def _row(self, rng: random.Random, n: int, tokenizer: PreTrainedTokenizerFast) -> Row:
         biographies = self.people.draw(rng, n)
-        row = _told(rng, biographies, tokenizer)
+        row = _told(rng, self.people, biographies, tokenizer)
         _ask(rng, row, [(b, rng.choice(b.facts)[0]) for b in rng.choices(biographies, k=self.questions)], tokenizer)
         return row
 
@@ -158,7 +171,7 @@ class Quizzing:
 
     def _row(self, rng: random.Random, length: int, tokenizer: PreTrainedTokenizerFast) -> Row:
         biographies = _known_for(rng, self.people, length)
-        row = _told(rng, biographies, tokenizer, length)
+        row = _told(rng, self.people, biographies, tokenizer, length)
         facts = [(b, relation) for b, (relation, _) in _stated(biographies, length)]
         _ask(rng, row, rng.choices(facts, k=self.questions), tokenizer)
         return row
@@ -181,7 +194,7 @@ class Retelling:
 
     def _row(self, rng: random.Random, length: int, tokenizer: PreTrainedTokenizerFast) -> Row:
         biographies = _known_for(rng, self.people, length)
-        row = _told(rng, biographies, tokenizer, length)
+        row = _told(rng, self.people, biographies, tokenizer, length)
         for biography, fact in rng.choices(_stated(biographies, length), k=self.sentences):
             ids = prompts.text_ids(tokenizer, [state(rng, Biography(biography.person, (fact,)))])[0]
             row.say(ids[:-2])
@@ -202,7 +215,7 @@ class Copying:
         return [self._row(rng, length, tokenizer) for _ in range(n_rows)]
 
     def _row(self, rng: random.Random, length: int, tokenizer: PreTrainedTokenizerFast) -> Row:
-        row = _told(rng, _known_for(rng, self.people, length), tokenizer, length)
+        row = _told(rng, self.people, _known_for(rng, self.people, length), tokenizer, length)
         row.context = [Block([], [token for block in row.context for token in block.text])]
         row.say(row.context[0].text, answer=True)
         return row
@@ -241,11 +254,15 @@ def _ask(
 
 
 def _told(
-    rng: random.Random, biographies: list[Biography], tokenizer: PreTrainedTokenizerFast, length: int | None = None
+    rng: random.Random,
+    people: People,
+    biographies: list[Biography],
+    tokenizer: PreTrainedTokenizerFast,
+    length: int | None = None,
 ) -> Row:
     """A row whose context tells of ``biographies``, cut to ``length`` tokens of text."""
     template = prompts.TAGGED
-    passages = [Passage(id="", title=b.name, text=state(rng, b)) for b in biographies]
+    passages = people.passages(rng, biographies)
     blocks = [Block(*block) for block in template.passage_blocks(tokenizer, passages)]
     if length is not None:
         for block in blocks:
