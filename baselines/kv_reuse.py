@@ -138,7 +138,7 @@ class KvReuse:
         rows = [[*context.start, *read] for read in self._read(asked, context, max_new_tokens)]
         ids_BT, mask_BT = left_pad(asked, self.pad_id, self.llama.embedding.device)
         cache = assemble(self.llama, rows, room=ids_BT.shape[1] + max_new_tokens - 1)
-        return Prompts(self.llama, self.llama.embed(ids_BT), mask_BT, max_new_tokens, cache)
+        return Prompts(self.llama, self.llama.embed(ids_BT), mask_BT, max_new_tokens, cache=cache)
 
     def _read(
         self, asked: Sequence[Sequence[int]], context: CachedPassages, max_new_tokens: int

@@ -46,6 +46,9 @@ def load(folder: Path, decoder: LlamaForCausalLM) -> RefragV1:
     own = None if shares_tokens(config.encoder) else shaped_roberta(folder / ENCODER)
     model = RefragV1(config, decoder, encoder_tokenizer(config.encoder, folder / ENCODER), own)
     if policy is not None:
-        model.policy = Policy(policy, decoder.config.hidden_size)
+        try:
+            model.policy = Policy(policy, decoder.config.hidden_size)
+        except (RuntimeError, TypeError) as error:
+            raise InputError(f"{folder / FILES.config_file}: no policy can be built as {policy}: {error}") from error
     FILES.load(folder, model)
     return model.to(dtype=decoder.dtype, device=decoder.device).eval()

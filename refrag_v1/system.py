@@ -1,8 +1,8 @@
 """REFRAG v1 as a system: all passages run together, cut into chunks of k, and what the coins say is expanded.
 
 The expansion mask is drawn at inference (``refrag_v1.policy``), one of the method's faults: the n-th call for a
-question has its own coins, so equal calls give different answers. The coins of a call depend on the run's seed, the
-question and n alone, so that an evaluation is repeatable all the same.
+question has its own coins, so equal calls give different answers. The coins of a call depend on the setting ``seed``,
+the question and n alone, so that an evaluation is repeatable all the same.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from harness.model.llama import Llama
 from harness.model.load import Decoder
 from harness.model.prompting import Prompting
 from harness.model.splice import splice
+from harness.prompts import text_ids
 from harness.protocol import Passage, Usage
 from harness.train.export import own_template, read_training
 from refrag_v1.checkpoint import load, read_config
@@ -99,11 +100,12 @@ class RefragV1System:
 
     @torch.inference_mode()
     def encode(self, passages: Sequence[Sequence[Passage]]) -> Tossed:
-        blocks = self.prompting.passages(passages)
-        texts = [[token for _, text in row for token in text] for row in blocks]
+        ids = iter(text_ids(self.prompting.tokenizer, [passage.text for row in passages for passage in row]))
+        apart = [list(islice(ids, len(row))) for row in passages]
+        texts = [[token for text in row for token in text] for row in apart]
         rows = in_chunks([[([], text)] for text in texts], self.config.k)
         embeddings = self.model.encode(self.model.inputs(texts, self.prompting.tokenizer))
-        return Tossed(rows, embeddings, [[len(text) for _, text in row] for row in blocks])
+        return Tossed(rows, embeddings, [[len(text) for text in row] for row in apart])
 
     def generate(self, questions: Sequence[str], context: Tossed, *, max_new_tokens: int) -> Iterator[Tensor]:
         context.choices[:] = self._choose(questions, context, max_new_tokens)

@@ -14,6 +14,7 @@ SYSTEMS: Mapping[str, str] = {
     "replug": "baselines.replug:ReplugConfig",
     "extract": "baselines.extract:ExtractConfig",
     "kv_reuse": "baselines.kv_reuse:KvReuseConfig",
+    "cepe": "baselines.cepe:CepeSystemConfig",
     "refrag_v1": "refrag_v1.system:RefragV1SystemConfig",
     "refrag_v2": "refrag_v2.system:RefragV2Config",
 }
@@ -29,6 +30,7 @@ RECIPES: Mapping[str, Mapping[str, str]] = {
     "decoder": {"pretrain": "baselines.stages:PRETRAIN"},
     "standard_rag": {"finetune": "baselines.stages:FINETUNE"},
     "kv_reuse": {"finetune": "baselines.kv_reuse_stages:FINETUNE"},
+    "cepe": {"warmup": "baselines.cepe_stages:WARMUP", "cpt": "baselines.cepe_stages:CPT"},
     "refrag_v1": {
         "cpt_recon": "refrag_v1.stages:CPT_RECON",
         "cpt_next": "refrag_v1.stages:CPT_NEXT",

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from harness.model.llama import KVCache, Llama
+from harness.model.llama import Between, KVCache, Llama
 
 
 class Reader(Protocol):
@@ -27,21 +27,29 @@ class Reader(Protocol):
 class Prompts:
     """The ordinary reader: prompts as input embeddings, so that tokens and compressed chunks go the same way.
 
-    ``cache`` may hold what stands before them, and has to have room for prompts and answers.
+    ``cache`` may hold what stands before them, and has to have room for prompts and answers. ``between`` is what a
+    method inserts in every layer (``Llama``).
     """
 
     def __init__(
-        self, llama: Llama, inputs_BTE: Tensor, mask_BT: Tensor, max_new_tokens: int, cache: KVCache | None = None
+        self,
+        llama: Llama,
+        inputs_BTE: Tensor,
+        mask_BT: Tensor,
+        max_new_tokens: int,
+        *,
+        cache: KVCache | None = None,
+        between: Between | None = None,
     ) -> None:
         B, T, _ = inputs_BTE.shape
-        self.llama, self.inputs_BTE, self.mask_BT = llama, inputs_BTE, mask_BT
+        self.llama, self.inputs_BTE, self.mask_BT, self.between = llama, inputs_BTE, mask_BT, between
         self.cache = cache or llama.new_cache(B, T + max_new_tokens - 1)
 
     def first(self) -> Tensor:
-        return self.llama.prefill(self.inputs_BTE, self.mask_BT, self.cache)
+        return self.llama.prefill(self.inputs_BTE, self.mask_BT, self.cache, self.between)
 
     def then(self, token_B: Tensor) -> Tensor:
-        return self.llama.decode_one_token(token_B, self.cache)
+        return self.llama.decode_one_token(token_B, self.cache, self.between)
 
 
 @torch.inference_mode()
