@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -37,8 +37,7 @@ if TYPE_CHECKING:
     from baselines.cepe_model import CrossAttention
     from harness.model.llama import Between
 
-CrossKV = Literal["cached", "recomputed"]
-CROSS_KV: tuple[CrossKV, ...] = ("cached", "recomputed")
+CROSS_KV = ("cached", "recomputed")
 PASSAGES_AT_ONCE = 64
 
 
@@ -46,12 +45,13 @@ PASSAGES_AT_ONCE = 64
 class CepeSystemConfig:
     """``in_decoder`` passages, the best, stand in the decoder as tokens, the others in the encoder.
 
-    ``max_positions`` bounds the decoder's prompt and answer together; None means the decoder's own window.
+    ``cross_kv`` says what is kept of those: a name of ``CROSS_KV``. ``max_positions`` bounds the decoder's prompt and
+    answer together; None means the decoder's own window.
     """
 
     template: str = "text"
     in_decoder: int = 0
-    cross_kv: CrossKV = "cached"
+    cross_kv: str = "cached"
     max_positions: int | None = None
 
     def __post_init__(self) -> None:
@@ -206,7 +206,7 @@ class _Recomputed:
     """Cross-attention that projects keys and values from the encoder's states (B, P, W) whenever it is asked."""
 
     def __init__(self, model: Cepe, states: Sequence[Tensor], visible_BP: Tensor) -> None:
-        self.model, self.states, self.visible_BP = model, states, visible_BP
+        self.model, self.states, self.context = model, states, Context.of([], visible_BP)
 
     def __call__(self, index: int, x_BTE: Tensor) -> Tensor:
         number = index - self.model.first
@@ -214,8 +214,7 @@ class _Recomputed:
             return x_BTE
         block = cast("CrossAttention", self.model.cross[number])
         states_BPW = self.states[number if len(self.states) > 1 else 0]
-        context = Context.of([], self.visible_BP)
-        out: Tensor = block(x_BTE, block.keys_values(states_BPW), context)
+        out: Tensor = block(x_BTE, block.keys_values(states_BPW), self.context)
         return out
 
 

@@ -35,12 +35,16 @@ def read_config(folder: Path) -> CepeConfig:
     document = FILES.read(folder)
     try:
         return CepeConfig(**document)
-    except (TypeError, InputError) as error:
+    except (TypeError, AttributeError, InputError) as error:
         raise InputError(f"{folder / FILES.config_file} is damaged: {error}") from error
 
 
 def load_cepe(folder: Path, decoder: LlamaForCausalLM) -> Cepe:
     """The model in ``folder`` around its already loaded ``decoder``, in the decoder's dtype and on its device."""
-    model = build_cepe(read_config(folder), decoder)
+    config = read_config(folder)
+    try:
+        model = build_cepe(config, decoder)
+    except (TypeError, InputError) as error:
+        raise InputError(f"{folder / FILES.config_file} does not fit its decoder: {error}") from error
     FILES.load(folder, model)
     return model.eval()

@@ -113,7 +113,8 @@ def collate_passages(rows: Sequence[Row], pad_id: int) -> Batch:
     """Start and tail of each row for the decoder, its passages for the encoder, and everything as tokens beside it.
 
     ``collate_tokens``' keys for the decoder, ``encoder_ids`` and ``encoder_mask`` (B, N, S), and ``whole_ids`` (B, F)
-    with ``whole_tail`` (B, F), which marks the start's last token and the tail: the same positions as the decoder's.
+    with ``whole_tail`` (B, F), which marks the tail and the token before it (a passage's last, in the decoder's row the
+    start's): what predicts the tail in the one predicts it in the other.
     """
     bare = [Row(row.start, [], row.tail, row.is_answer) for row in rows]
     passages = [[[*block.tag, *block.text] for block in row.context] for row in rows]
@@ -140,8 +141,8 @@ def collate_duplicate(rows: Sequence[Row], pad_id: int) -> Batch:
 
 
 def _encoder_rows(passages: Sequence[Sequence[Sequence[int]]], pad_id: int) -> Batch:
-    N = max(1, *map(len, passages))
-    S = max(1, *(len(passage) for row in passages for passage in row))
+    N = max([1, *map(len, passages)])
+    S = max([1, *(len(passage) for row in passages for passage in row)])
     ids = torch.full((len(passages), N, S), pad_id)
     mask = torch.zeros((len(passages), N, S), dtype=torch.bool)
     for index, row in enumerate(passages):

@@ -46,7 +46,7 @@ def evaluate(
     """
     folder = spec.folder(runs)
     if (folder / "record.json").exists():
-        return join(RunRecord.read(folder), experiment, folder)
+        return join(RunRecord.read(folder), (experiment,), folder)
     examples = list(suite.examples())
     if not examples:
         raise InputError(f"suite {suite.name} has no examples (limit {spec.suite.limit})")
@@ -93,10 +93,10 @@ def evaluate(
     return record
 
 
-def join(record: RunRecord, experiment: str, folder: Path) -> RunRecord:
-    """A finished run, as a member of ``experiment`` too."""
-    if experiment not in record.experiments:
-        record = replace(record, experiments=[*record.experiments, experiment])
+def join(record: RunRecord, experiments: Sequence[str], folder: Path) -> RunRecord:
+    """A finished run, as a member of ``experiments`` too."""
+    if new := [name for name in experiments if name not in record.experiments]:
+        record = replace(record, experiments=[*record.experiments, *new])
         record.write(folder)
     return record
 

@@ -1,14 +1,15 @@
 """What does reading a context this way cost, and what does it buy? One line per system and setting, at one context.
 
 Scores come from the accuracy run, speed from a race on the same prompts (suite ``ttft``); the two are joined by system,
-settings, checkpoint and number of passages. A line without a race says so.
+settings, checkpoint and number of passages. A line without a race says so. Where the experiment has other suites with
+as many passages, each gives a column of exact match; cost is that of the suite which raced.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,12 @@ from results.variants import variants
 RACE = "ttft"
 SCORES = {"em": "EM (%)", "f1": "F1 (%)", "oracle_hit": "Fact expanded (%)"}
 COUNTS = {"effective_rate": "Effective rate", "decoder_positions": "Decoder positions"}
+STORED, EXPANDED = "stored_bytes", "chunks_expanded"
+SHARES = {STORED: "Stored bytes per passage", EXPANDED: "Chunks expanded (%)"}
+SHARE_NAMES = {STORED: "stored_bytes_per_passage", EXPANDED: "share_expanded"}
+SHARE_OF = {STORED: "passages_read", EXPANDED: "chunks"}
 SPEEDS = {"ttft_speedup": "TTFT speed-up, cached", "ttft_not_cached_speedup": "TTFT speed-up, not cached"}
+FIGURES = SCORES | SHARES | COUNTS | SPEEDS
 CSV_HEAD = ("experiment", "suite", "passages", "system", "variant", "figure", "mean", "low", "high", "n", "run_id")
 NOTES = (
     "Fact expanded: how often a chunk that states the asked fact was among the expanded ones.",
@@ -31,17 +37,25 @@ NOTES = (
     "TTFT speed-up: the first system's median time to the first token over this one's, prompts interleaved, batch size "
     "1; cached: chunk embeddings are there already, not cached: encoding is inside. The first line's own figure is its "
     "A/A pair: what differs from 1 by less than that is noise.",
+    "Stored bytes per passage: what a store would keep of a passage's encoding (chunk embeddings, keys and values), at "
+    "the precision of the run.",
     "At this size a forward pass is mostly overhead, so speed-ups are far below those of a large decoder.",
 )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Line:
-    """One system with its settings: the accuracy record, and the race's where there is one."""
+    """One system with its settings: the accuracy record, the race's where there is one, and those of other suites."""
 
     row: Row
     record: Record
     race: Record | None
+    others: Mapping[str, Record]
+
+    def share(self, name: str) -> float | None:
+        """The ratio of two means; None where the record has not both, or there is nothing to divide by."""
+        part, whole = (self.record.metrics.get(figure) for figure in (name, SHARE_OF[name]))
+        return part.mean / whole.mean if part and whole and whole.mean else None
 
     def value(self, name: str) -> Interval | None:
         source = self.race if name in SPEEDS else self.record
@@ -81,15 +95,21 @@ def build_cost_table(records: Iterable[Record], experiment: str) -> CostTable | 
                 "give only one of them to --records"
             )
     scored = [record for record in ours if record.suite in QA_SUITES and _context(record) == _context(first)]
+    if not scored:
+        return None
     by_system = {_system(race): race for race in races}
+    elsewhere: dict[str, dict[str, Record]] = {}
+    for record in ours:
+        if record.suite in QA_SUITES and record.suite != scored[0].suite and record.passages == first.passages:
+            elsewhere.setdefault(_system(record), {})[record.suite] = record
     names = variants(scored)
     by_row: dict[Row, Line] = {}
     for record in scored:  # copies of a record share a row
         row = Row(system=record.system, variant=names[record.path], passages=record.passages)
-        by_row.setdefault(row, Line(row=row, record=record, race=by_system.get(_system(record))))
+        system = _system(record)
+        line = Line(row=row, record=record, race=by_system.get(system), others=elsewhere.get(system, {}))
+        by_row.setdefault(row, line)
     lines = list(by_row.values())
-    if not lines:
-        return None
     return CostTable(
         experiment=experiment,
         suite=lines[0].record.suite,
@@ -101,13 +121,21 @@ def build_cost_table(records: Iterable[Record], experiment: str) -> CostTable | 
 
 def to_grid(table: CostTable, folder: Path) -> Grid:
     """The table as text, for Markdown and LaTeX."""
-    shown = {name: title for name, title in (SCORES | COUNTS | SPEEDS).items() if any(_values(table.lines, name))}
+    shown = {name: title for name, title in FIGURES.items() if any(_shows(line, name) for line in table.lines)}
+    suites = [suite for suite in QA_SUITES if any(suite in line.others for line in table.lines)]
     n = sorted({line.record.n_examples - line.record.n_errors for line in table.lines})
     prompts = sorted({line.race.n_examples for line in table.lines if line.race})
     return Grid(
         title=table.title,
-        head=["System", *shown.values()],
-        lines=[[line.row.name, *(_cell(line, name, folder) for name in shown)] for line in table.lines],
+        head=["System", *(f"EM, {QA_SUITES[suite]} (%)" for suite in suites), *shown.values()],
+        lines=[
+            [
+                line.row.name,
+                *(_elsewhere(line, suite, folder) for suite in suites),
+                *(_cell(line, name, folder) for name in shown),
+            ]
+            for line in table.lines
+        ],
         notes=[f"n = {', '.join(map(str, n))} questions, {', '.join(map(str, prompts))} prompts timed.", *NOTES],
     )
 
@@ -118,6 +146,21 @@ def to_csv(table: CostTable) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(CSV_HEAD)
     for line in table.lines:
+        for suite, record in sorted(line.others.items()):
+            em = record.metrics["em"]
+            key = [table.experiment, suite, table.passages, line.row.system, line.row.variant, "em"]
+            writer.writerow([*key, em.mean, em.low, em.high, em.n, record.run_id])
+        for name in SHARES:
+            if (share := line.share(name)) is not None:
+                key = [
+                    table.experiment,
+                    table.suite,
+                    table.passages,
+                    line.row.system,
+                    line.row.variant,
+                    f"{name}_share",
+                ]
+                writer.writerow([*key, share, "", "", line.record.n_examples, line.record.run_id])
         for name in SCORES | COUNTS | SPEEDS:
             if (value := line.value(name)) is not None:
                 source = line.race if name in SPEEDS and line.race else line.record
@@ -126,11 +169,21 @@ def to_csv(table: CostTable) -> str:
     return text.getvalue()
 
 
-def _values(lines: Sequence[Line], name: str) -> list[Interval]:
-    return [value for line in lines if (value := line.value(name))]
+def _shows(line: Line, name: str) -> bool:
+    return (line.share(name) if name in SHARES else line.value(name)) is not None
+
+
+def _elsewhere(line: Line, suite: str, folder: Path) -> str:
+    record = line.others.get(suite)
+    if record is None or "em" not in record.metrics:
+        return "not run"
+    return linked(_score(record.metrics["em"]), record, folder)
 
 
 def _cell(line: Line, name: str, folder: Path) -> str:
+    if name in SHARES:
+        share = line.share(name)
+        return "-" if share is None else percent(share) if name == EXPANDED else f"{share:,.0f}"
     value = line.value(name)
     if value is None:
         return "not run" if name in SPEEDS else "-"
@@ -138,8 +191,11 @@ def _cell(line: Line, name: str, folder: Path) -> str:
         return f"{value.mean:.1f}"
     if name in SPEEDS:
         return f"{value.mean:.2f} [{value.low:.2f}, {value.high:.2f}]"
-    score = f"{percent(value.mean)} [{percent(value.low)}, {percent(value.high)}]"
-    return linked(score, line.record, folder) if name == "em" else score
+    return linked(_score(value), line.record, folder) if name == "em" else _score(value)
+
+
+def _score(value: Interval) -> str:
+    return f"{percent(value.mean)} [{percent(value.low)}, {percent(value.high)}]"
 
 
 def _context(record: Record) -> tuple[int, str]:

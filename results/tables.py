@@ -21,7 +21,18 @@ from results.records import Record
 from results.variants import flat, variants
 
 QA_SUITES = {"nq": "NQ", "triviaqa": "TriviaQA", "popqa": "PopQA", "same_relation": "Same relation"}
-SYSTEMS = {"standard_rag": "Standard RAG", "cepe": "CEPE", "refrag_v1": "REFRAG v1", "refrag_v2": "REFRAG v2"}
+SYSTEMS = {
+    "standard_rag": "Standard RAG",
+    "no_context": "No context",
+    "llama_k": "LLaMA_K",
+    "replug": "REPLUG",
+    "extract": "Extract",
+    "kv_reuse_plain": "KV reuse, untrained",
+    "kv_reuse": "KV reuse",
+    "cepe": "CEPE",
+    "refrag_v1": "REFRAG v1",
+    "refrag_v2": "REFRAG v2",
+}
 METRICS = {
     "em": "exact match, SQuAD dialect",
     "em_re": "exact match, CEPE dialect",

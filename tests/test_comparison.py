@@ -55,7 +55,7 @@ def finished(runs: Path, name: str, em: Scores, hits: Scores | None = None, firs
 def compared(tmp_path: Path, ways: Mapping[str, Sequence[FakeCell]], **changes: Any) -> CompareJob:
     way, *others = (Way(name=name, cells=cells) for name, cells in ways.items())
     settings: dict[str, Any] = dict(name="c", figures=("em",), runs=tmp_path / "runs", out=tmp_path / "out")
-    return CompareJob(way=way, others=others, **settings | changes)
+    return CompareJob(contrasts=[(way, other) for other in others], **settings | changes)
 
 
 OURS: tuple[Scores, ...] = ((1, 1, 0, 1, 1, 0), (1, 0, 0, 1, 1, 1), (1, 1, 0, 1, 0, 1))

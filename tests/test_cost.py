@@ -318,7 +318,7 @@ def test_what_the_jobs_leave_is_joined(world_root: Path, tiny_checkpoint: Path, 
     ]
     for cell in cells:
         cell.run()
-    RaceJob(cells=cells, prompts=3, runs=tmp_path / "runs", experiment="t").run()
+    RaceJob(cells=cells, prompts=3, runs=tmp_path / "runs", experiments=("t",)).run()
     table = table_of(tmp_path / "runs", "t")
     assert [line.row.name for line in table.lines] == [
         "Standard RAG",

@@ -173,7 +173,7 @@ class Track:
         self.cells = [FakeCell(system, prompts(n), CONTEXT) for system in self.systems]
 
     def job(self, runs: Path, cells: Sequence[FakeCell] | None = None, **changes: Any) -> RaceJob:
-        settings: dict[str, Any] = dict(cells=cells or self.cells, prompts=5, runs=runs, experiment="speed")
+        settings: dict[str, Any] = dict(cells=cells or self.cells, prompts=5, runs=runs, experiments=("speed",))
         return RaceJob(**settings | changes)
 
 
@@ -297,7 +297,7 @@ def test_a_race_on_fewer_prompts_is_another_run(clock: Clock, tmp_path: Path) ->
             cells=[FakeCell(Runner("a", clock, []), prompts(n), replace(CONTEXT, limit=limit))],
             prompts=20,
             runs=tmp_path,
-            experiment="speed",
+            experiments=("speed",),
         )
         for n, limit in ((8, 8), (30, None))
     )
@@ -324,5 +324,5 @@ def test_a_race_against_another_reference_is_another_run(track: Track, tmp_path:
 def test_a_finished_race_can_join_another_experiment(track: Track, tmp_path: Path) -> None:
     track.job(tmp_path).run()
     track.calls.clear()
-    assert {tuple(r.experiments) for r in track.job(tmp_path, experiment="other").run()} == {("speed", "other")}
+    assert {tuple(r.experiments) for r in track.job(tmp_path, experiments=("other",)).run()} == {("speed", "other")}
     assert track.calls == []

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from harness.cli.catalog import EXPERIMENTS
+from harness.cli.catalog import EXPERIMENTS, SYSTEMS
 from harness.cli.main import main
 from harness.config import load
 from harness.errors import InputError
@@ -66,6 +66,10 @@ def job(stage: str = "policy", runs: Path = Path("runs"), system: str = "refrag_
     return TrainJob(**{"system": system, "stage": stage, "scale": scale, "runs": runs} | changes)
 
 
+ASKED = ("evaluate", "select", "compare systems")
+BUDGETED = ("tiny", "selection", "real")
+
+
 def cells(phase: Phase) -> list[EvaluateJob]:
     assert all(isinstance(cell, EvaluateJob) for cell in phase.jobs)
     return list(phase.jobs)
@@ -80,22 +84,21 @@ def expanded(cell: EvaluateJob) -> tuple[float, str]:
 
 def test_tiny_goes_from_data_to_tables(plan: Plan, tmp_path: Path) -> None:
     phases = plan(tiny)
-    assert list(phases) == ["data", "train", "verify alignment", "retrieve", "evaluate", "select", "race", "tables"]
+    assert list(phases) == ["data", "train", "verify alignment", "retrieve", *ASKED, "race", "tables"]
     kinds = {title: {type(each) for each in phase.jobs} for title, phase in phases.items()}
     assert kinds == {
         "data": {WorldJob},
         "train": {TrainJob},
         "verify alignment": {AlignJob},
         "retrieve": {RetrieveJob},
-        "evaluate": {EvaluateJob},
-        "select": {EvaluateJob},
+        **{title: {EvaluateJob} for title in ASKED},
         "race": {RaceJob},
         "tables": {TablesJob},
     }
     (world,) = phases["data"].jobs
-    reading = [*phases["retrieve"].jobs, *phases["evaluate"].jobs, *phases["select"].jobs]
+    reading = [each for title in ("retrieve", *ASKED) for each in phases[title].jobs]
     assert {each.data for each in reading} == {world.folder}
-    assert [each.experiment for each in phases["tables"].jobs] == ["tiny", "tiny-selection"]
+    assert [each.experiment for each in phases["tables"].jobs] == ["tiny", "tiny-selection", "tiny-systems"]
     assert {each.out for each in phases["tables"].jobs} == {tmp_path / "out"}
 
 
@@ -157,8 +160,26 @@ def test_tiny_selects_in_every_way_at_one_context_and_races_just_that(plan: Plan
         assert {expanded(cell) for cell in others if cell.checkpoint == checkpoint} == ways
     assert set(by_checkpoint.values()) == {len(ways)} == {len(CHOICES)}
     (race,) = phases["race"].jobs
-    assert list(race.cells) == chosen, "the first, standard RAG, is the reference"
-    assert race.experiment == "tiny-selection"
+    assert list(race.cells)[: len(chosen)] == chosen, "the first, standard RAG, is the reference"
+    assert race.experiments == ("tiny-selection", "tiny-systems")
+
+
+def test_tiny_compares_every_system_on_the_same_passages(plan: Plan) -> None:
+    phases = plan(tiny)
+    compared = cells(phases["compare systems"])
+    assert {cell.experiment for cell in compared} == {"tiny-systems"}
+    assert {cell.system for cell in compared} == set(SYSTEMS)
+    of_suite = {
+        suite: [c for c in compared if c.suite == suite] for suite in ("nq", "triviaqa", "popqa", "same_relation")
+    }
+    rows = [(c.system, c.checkpoint, dict(c.options)) for c in of_suite["nq"]]
+    assert all([(c.system, c.checkpoint, dict(c.options)) for c in of_one] == rows for of_one in of_suite.values())
+    assert {cell.passages for cell in compared} == {8}
+    assert sum(cell.system == "refrag_v2" for cell in of_suite["nq"]) == 2
+    (race,) = phases["race"].jobs
+    raced = [(c.system, c.checkpoint, dict(c.options)) for c in race.cells]
+    assert all(row in raced for row in rows)
+    assert all(raced.count(row) == 1 for row in raced), "nobody races against itself but the reference"
 
 
 @pytest.mark.parametrize("select", [expand["select"] for expand in CHOICES])
@@ -172,7 +193,8 @@ def test_every_way_of_selecting_is_one_that_the_system_has(select: str) -> None:
 def test_the_two_tables_share_the_runs_that_are_in_both(plan: Plan) -> None:
     """A cell of both experiments is one run: it differs in the experiment alone."""
     phases = plan(tiny)
-    both = [cell for cell in cells(phases["evaluate"]) if (cell.suite, cell.passages) == ("same_relation", 8)]
+    read = [cell for cell in cells(phases["evaluate"]) if cell.system in ("standard_rag", "refrag_v2")]
+    both = [cell for cell in read if (cell.suite, cell.passages) == ("same_relation", 8)]
     selected = [replace(cell, experiment="tiny") for cell in cells(phases["select"])]
     assert len(both) == 1 + 2 * len(RATES)
     assert all(cell in selected for cell in both)
@@ -187,13 +209,13 @@ def test_a_decoder_of_ones_own_is_read_by_standard_rag_alone(plan: Plan, tmp_pat
     assert [each.experiment for each in phases["tables"].jobs] == ["tiny"]
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", BUDGETED)
 def test_another_budget_is_an_input_error_with_the_valid_ones(plan: Plan, name: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"unknown budget 'longer' \(did you mean 'long'\?\); .*: half, long, short"):
         plan(load(EXPERIMENTS[name]), budget="longer", data=tmp_path)
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", BUDGETED)
 @pytest.mark.parametrize(("budget", "suffix"), [("long", ""), ("short", "-short")])
 @pytest.mark.parametrize("from_scratch", [False, True])
 def test_budget_and_from_scratch_reach_every_training(
@@ -247,7 +269,9 @@ def test_each_training_stands_once_and_after_what_it_starts_from(plan: Plan, exp
 def test_tiny_trains_one_decoder_for_all(plan: Plan) -> None:
     trained = [(each.system, each.stage, each.scale) for each in plan(tiny)["train"].jobs]
     assert Counter(trained) == Counter(
-        [("decoder", "pretrain", "tiny"), ("standard_rag", "finetune", "tiny")]
+        [("decoder", "pretrain", "tiny"), ("standard_rag", "finetune", "tiny"), ("kv_reuse", "finetune", "tiny")]
+        + [("cepe", stage, "tiny") for stage in ("warmup", "cpt")]
+        + [("refrag_v1", stage, "tiny-k64") for stage in ("cpt_recon", "cpt_next", "train_policy")]
         + [("refrag_v2", stage, f"tiny-k{k}") for k in (8, 16, 32) for stage in ORDER]
     )
 
@@ -386,10 +410,10 @@ def test_selection_asks_every_policy_and_compares_them(plan: Plan) -> None:
     assert {(cell.suite, cell.passages) for cell in cells(phases["evaluate"])} == {("same_relation", 8)}
     (compared,) = phases["compare"].jobs
     assert isinstance(compared, CompareJob)
-    assert [cell.checkpoint for cell in compared.way.cells] == [str(each.checkpoint) for each in trained]
-    assert [other.name for other in compared.others] == ["its start", "random"]
-    for way in (compared.way, *compared.others):
-        assert all(cell in phases["evaluate"].jobs for cell in way.cells)
+    assert [other.name for _, other in compared.contrasts] == ["its start", "random"]
+    for way, other in compared.contrasts:
+        assert [cell.checkpoint for cell in way.cells] == [str(each.checkpoint) for each in trained]
+        assert all(cell in phases["evaluate"].jobs for cell in (*way.cells, *other.cells))
 
 
 def test_selection_is_on_other_people_than_the_main_table(plan: Plan) -> None:
@@ -430,5 +454,5 @@ def test_the_seed_documents_names_stand_for_stages(
 def test_another_budget_is_refused_before_anything_runs(name: str, tmp_path: Path) -> None:
     """``run real`` indexes and retrieves for minutes first."""
     settings: dict[str, Any] = dict(data=None, checkpoint=None, limit=None, device="cpu", out=tmp_path)
-    with pytest.raises(InputError, match="unknown budget"):
+    with pytest.raises(InputError, match="budget"):
         next(iter(load(EXPERIMENTS[name])(runs=tmp_path, budget="longer", **settings)))

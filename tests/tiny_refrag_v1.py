@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM
 from harness.cli.catalog import RECIPES
 from harness.config import load
 from harness.data.world.practice import Reading
-from harness.data.world.tokenizer import build_tokenizer
+from harness.data.world.tokenizer import TAGS, build_tokenizer
 from harness.model.encoders import encoder_tokenizer
 from harness.model.load import random_decoder
 from refrag_v1.checkpoint import save
@@ -25,6 +25,7 @@ from refrag_v1.recipe import PolicyRecipe, RefragV1Recipe
 K = 8
 CONCAT = {"k": K, "encoder": "decoder:1", "pooling": "concat"}
 TOKENIZER = build_tokenizer()
+FIRST_WORD = len(TAGS) + 256  # after the tags and the bytes
 STAGES = ("cpt_recon", "cpt_next", "train_policy")
 NAMES = RECIPES["refrag_v1"]  # kept here, because some tests put other recipes there
 
@@ -50,6 +51,15 @@ def write_tiny_v1(
 ) -> Path:
     training = {"data": "world", "init": "random", "lineage": list(lineage), "recipe": {"template": "tagged"}}
     return save(tiny_v1(seed, policy, **config), TOKENIZER, training, folder)
+
+
+def words(n: int, first: int = 0) -> list[int]:
+    """So many different tokens."""
+    return list(range(FIRST_WORD + first, FIRST_WORD + first + n))
+
+
+def encoded(model: RefragV1, texts: Sequence[Sequence[int]]) -> Tensor:
+    return model.encode(model.inputs(texts, TOKENIZER))
 
 
 def recipe(stage: str, scale: str = "objective-k8") -> Any:

@@ -10,10 +10,12 @@ from harness.errors import unknown
 
 SYSTEMS: Mapping[str, str] = {
     "standard_rag": "baselines.standard_rag:StandardRAGConfig",
+    "no_context": "baselines.no_context:NoContextConfig",
     "llama_k": "baselines.llama_k:LlamaKConfig",
     "replug": "baselines.replug:ReplugConfig",
     "extract": "baselines.extract:ExtractConfig",
     "kv_reuse": "baselines.kv_reuse:KvReuseConfig",
+    "kv_reuse_plain": "baselines.kv_reuse:KvReuseConfig",  # on a decoder that was never trained for it
     "cepe": "baselines.cepe:CepeSystemConfig",
     "refrag_v1": "refrag_v1.system:RefragV1SystemConfig",
     "refrag_v2": "refrag_v2.system:RefragV2Config",
@@ -56,6 +58,7 @@ SEED_NAMES: Mapping[str, str] = {
 EXPERIMENTS: Mapping[str, str] = {
     "tiny": "slurm.sweeps.tiny:tiny",
     "selection": "slurm.sweeps.selection:selection",
+    "objective": "slurm.sweeps.objective:objective",
     "real": "slurm.sweeps.real:real",
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,12 +72,11 @@ class AlignJob:
         from harness.model.load import load_decoder
         from harness.train.alignment import measure
         from harness.train.read_back import held_out, read_back
-        from refrag_v2.checkpoint import load_refrag, read_config
 
-        read_config(self.checkpoint)  # the quickest refusal of what is not REFRAG's
+        load = _loader(self.checkpoint)
         out = self.out and destination(self.out)
         decoder = load_decoder(str(self.checkpoint), device=self.device)
-        model = load_refrag(self.checkpoint, decoder.model)
+        model = load(self.checkpoint, decoder.model)
         kinds = content_tokens(decoder.tokenizer)
         practices = {count: held_out(model, decoder.tokenizer, count, self.seed) for count in self.chunks}
         total = self.batches * len(practices)
@@ -117,6 +116,17 @@ class AlignJob:
             lines.append(f"    {row.chunks} chunks: {', '.join(kinds)}")
         verdict = "" if result.gate is None else "gate missed" if result.missed else "gate passed"
         return "\n".join(["token accuracy" + (f"; {verdict}" if verdict else ""), *lines])
+
+
+def _loader(checkpoint: Path) -> Callable[[Path, Any], Any]:
+    """What loads the chunk-reading model in ``checkpoint``. Raises ``InputError`` where there is none."""
+    import refrag_v1.checkpoint
+    import refrag_v2.checkpoint
+
+    if refrag_v1.checkpoint.FILES.there(checkpoint):
+        return refrag_v1.checkpoint.load
+    refrag_v2.checkpoint.read_config(checkpoint)  # the quickest refusal of what is not REFRAG's
+    return refrag_v2.checkpoint.load_refrag
 
 
 def to_json(result: Verification) -> str:

@@ -31,7 +31,7 @@ class Way:
 
 @dataclass(frozen=True, kw_only=True)
 class CompareJob:
-    """``way`` against each of ``others``, by every one of ``figures``.
+    """The first of each of ``contrasts`` against the second, by every one of ``figures``. Names tell ways apart.
 
     A way of one run stands against each seed of the other. Whole questions are resampled, since the seeds of a question
     are not independent evidence; p-values are Holm's over the table. Leaves ``comparison.json`` below ``runs``, and the
@@ -39,32 +39,30 @@ class CompareJob:
     """
 
     name: str
-    way: Way
-    others: Sequence[Way]
+    contrasts: Sequence[tuple[Way, Way]]
     figures: Sequence[str]
     runs: Path
     out: Path
 
     @property
     def title(self) -> str:
-        return f"compare {self.way.name} with {', '.join(other.name for other in self.others)}"
+        return f"compare {', '.join(f'{a.name} with {b.name}' for a, b in self.contrasts)}"
 
     def run(self, progress: Progress | None = None) -> dict[str, Any]:
-        ways = (self.way, *self.others)
+        ways = list({way.name: way for contrast in self.contrasts for way in contrast}.values())
         if len({digest(_asked(cell.open().spec)) for way in ways for cell in way.cells}) > 1:
             raise InputError("runs that are compared have to answer the same questions over the same passages")
         journals = {way.name: [_rows(cell) for cell in way.cells] for way in ways}
         tests = [
-            {"figure": figure, "a": self.way.name, "b": other.name}
-            | plain(_paired(journals[self.way.name], journals[other.name], figure))
+            {"figure": figure, "a": a.name, "b": b.name} | plain(_paired(journals[a.name], journals[b.name], figure))
             for figure in self.figures
-            for other in self.others
+            for a, b in self.contrasts
         ]
         for test, p_value in zip(tests, holm([test["p_value"] for test in tests]), strict=True):
             test["p_holm"] = p_value
         document = {
             "name": self.name,
-            "runs": {way.name: [cell.open().spec.run_id for cell in way.cells] for way in (self.way, *self.others)},
+            "runs": {way.name: [cell.open().spec.run_id for cell in way.cells] for way in ways},
             "means": {
                 name: {figure: [_mean(rows, figure) for rows in seeds] for figure in self.figures}
                 for name, seeds in journals.items()

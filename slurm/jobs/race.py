@@ -28,6 +28,8 @@ NOTE = "Speed-ups are against run {}, on the same prompts in the same process, b
 class RaceJob:
     """``cells`` are of one suite with one number of passages; the first is the reference, and runs twice.
 
+    ``experiments`` are the tables that the race belongs to.
+
     Leaves one record per cell, suite ``ttft``: ``ttft_speedup`` is the reference's median time over the cell's with
     passages encoded before, ``ttft_not_cached_speedup`` the same with encoding inside. The reference's own record holds
     the A/A ratio of its two lanes. Batch size 1. Raises ``InputError`` where the cells do not see the same prompts.
@@ -36,7 +38,7 @@ class RaceJob:
     cells: Sequence[EvaluateJob]
     prompts: int
     runs: Path
-    experiment: str
+    experiments: tuple[str, ...]
 
     @property
     def title(self) -> str:
@@ -65,7 +67,7 @@ class RaceJob:
         there = [RunRecord.read(folder) for folder in folders if (folder / "record.json").exists()]
         # The reference is no part of a cell's identity: another one is another race.
         if len(there) == len(specs) and all(list(record.notes) == [note] for record in there):
-            return [join(record, self.experiment, folder) for record, folder in zip(there, folders, strict=True)]
+            return [join(record, self.experiments, folder) for record, folder in zip(there, folders, strict=True)]
         first, again, *others = race([cells[0].system, *(c.system for c in cells)], examples, cells[0].device, progress)
         records = []
         for cell, spec, lane, folder in zip(cells, specs, [again, *others], folders, strict=True):
@@ -84,7 +86,7 @@ class RaceJob:
     def _record(self, cell: Cell, spec: RunSpec, first: Lane, lane: Lane, note: str) -> RunRecord:
         return RunRecord(
             run_id=spec.run_id,
-            experiments=[self.experiment],
+            experiments=list(self.experiments),
             notes=[note],
             spec=plain(spec),
             metrics={

@@ -98,8 +98,9 @@ def selection(
     yield Phase(title="evaluate", jobs=[job for cells in ways.values() for job in cells])
     compared = CompareJob(
         name=f"{NAME}-policy",
-        way=Way(name="GRPO", cells=ways["GRPO"]),
-        others=[Way(name=name, cells=ways[name]) for name in ("its start", "random")],
+        contrasts=[
+            (Way(name="GRPO", cells=ways["GRPO"]), Way(name=name, cells=ways[name])) for name in ("its start", "random")
+        ],
         figures=("oracle_hit", "em"),
         runs=runs,
         out=out,

@@ -29,7 +29,7 @@ from slurm.jobs.tables import TablesJob
 from slurm.jobs.train import TrainJob
 from slurm.local import Phase
 
-NAME, SELECTION = "tiny", "tiny-selection"
+NAME, SELECTION, SYSTEMS = "tiny", "tiny-selection", "tiny-systems"
 SUITES = ("nq", "triviaqa", "popqa")
 PASSAGES = (0, 1, 4, 8)
 MOST = 8
@@ -38,6 +38,30 @@ ALIGNED = (1, 2, 4)  # chunks read back; the seed's gate is shown, and stops not
 SHARE = 0.1
 ANSWER_TOKENS = 4  # a value is one token; more would only show rambling
 RACE_PROMPTS = 60
+# The main table: every system at the most passages. What has no training of its own reads with standard RAG's decoder.
+ON_STANDARD_RAG: tuple[tuple[str, Mapping[str, Any]], ...] = (
+    ("standard_rag", {}),
+    ("no_context", {}),
+    ("replug", {}),
+    ("llama_k", {"k": 8}),
+    ("extract", {"k": 8}),
+    ("extract", {"k": 16}),
+    ("kv_reuse_plain", {}),
+)
+ON_THEIR_OWN: tuple[tuple[str, Mapping[str, Any]], ...] = (
+    ("kv_reuse", {}),
+    ("cepe", {}),
+    ("cepe", {"cross_kv": "recomputed"}),
+    ("refrag_v1", {"expand": 0.0}),
+    ("refrag_v1", {"expand": SHARE}),
+)
+COMPARED = (8, 16)  # REFRAG's k there
+IN_FULL = ("kv_reuse", "cepe")  # these at every number of passages
+LAST_STAGES = {
+    "kv_reuse": ("finetune", "tiny"),
+    "cepe": ("cpt", "tiny"),
+    "refrag_v1": ("train_policy", "tiny-k64"),
+}
 BUDGETS = {"long": "", "half": "-half", "short": "-short"}  # half: REFRAG alone (selection.py)
 
 # What is expanded, and by whom: rows of the selection table.
@@ -72,13 +96,14 @@ def tiny(
     settings: dict[str, Any] = dict(runs=runs, device=device, budget=budget, from_scratch=from_scratch)
     of_rag = rag_training(**settings)
     of_refrag = [refrag_training(k, **settings) for k in RATES]
+    of_baselines = {system: baseline_training(system, **settings) for system in LAST_STAGES}
     world = WorldJob(config=WorldConfig(), folder=runs / "data" / WorldConfig().name)
     root = data or world.folder
     if data is None:
         yield Phase(title="data", jobs=[world])
 
     if checkpoint is None:
-        yield train_phase([of_rag, *of_refrag])
+        yield train_phase([of_rag, *of_refrag, *of_baselines.values()])
     rag = checkpoint or str(of_rag.checkpoint)
     refrags = {} if checkpoint else {k: str(job.checkpoint) for k, job in zip(RATES, of_refrag, strict=True)}
 
@@ -100,12 +125,17 @@ def tiny(
     yield Phase(title="retrieve", jobs=list(retrievals.values()))
 
     def cell(
-        suite: str, passages: int, of: str | None = None, options: Mapping[str, Any] = MappingProxyType({}), **more: Any
+        suite: str,
+        passages: int,
+        system: str = "standard_rag",
+        of: str = rag,
+        options: Mapping[str, Any] = MappingProxyType({}),
+        experiment: str = NAME,
     ) -> EvaluateJob:
         return EvaluateJob(
-            system="refrag_v2" if of else "standard_rag",
+            system=system,
             suite=suite,
-            checkpoint=of or rag,
+            checkpoint=of,
             passages=passages,
             data=root,
             retrieval=retrievals[suite] if passages and suite in retrievals else None,
@@ -113,7 +143,7 @@ def tiny(
             max_new_tokens=ANSWER_TOKENS,
             device=device,
             options=options,
-            experiment=more.get("experiment", NAME),
+            experiment=experiment,
             runs=runs,
         )
 
@@ -121,22 +151,53 @@ def tiny(
     contexts += [("same_relation", n) for n in SAME_RELATION_SIZES]
     cells = [cell(suite, n) for suite, n in contexts]
     for k, refrag in refrags.items():
-        cells += [cell(suite, n, refrag, {"k": k, **NOTHING}) for suite, n in contexts if n]
-        cells += [cell(suite, n, refrag, {"k": k, **POLICY}) for suite, n in contexts if n == MOST]
+        cells += [cell(suite, n, "refrag_v2", refrag, {"k": k, **NOTHING}) for suite, n in contexts if n]
+        cells += [cell(suite, n, "refrag_v2", refrag, {"k": k, **POLICY}) for suite, n in contexts if n == MOST]
+    if refrags:
+        baselines = {system: str(job.checkpoint) for system, job in of_baselines.items()}
+        cells += [cell(suite, n, system, baselines[system]) for system in IN_FULL for suite, n in contexts if n]
     yield Phase(title="evaluate", jobs=cells)
 
     if refrags:
         choices = [cell("same_relation", MOST, experiment=SELECTION)]
         choices += [
-            cell("same_relation", MOST, refrag, {"k": k, **options}, experiment=SELECTION)
+            cell("same_relation", MOST, "refrag_v2", refrag, {"k": k, **options}, SELECTION)
             for k, refrag in refrags.items()
             for options in CHOICES
         ]
         yield Phase(title="select", jobs=choices)
-        race = RaceJob(cells=choices, prompts=RACE_PROMPTS, runs=runs, experiment=SELECTION)
+
+        def rows(suite: str) -> list[EvaluateJob]:
+            """Every system at the most passages, standard RAG first."""
+            systems: list[tuple[str, str, Mapping[str, Any]]] = [
+                *((system, rag, options) for system, options in ON_STANDARD_RAG),
+                *((system, baselines[system], options) for system, options in ON_THEIR_OWN),
+                *(("refrag_v2", refrags[k], {"k": k, **NOTHING}) for k in COMPARED),
+            ]
+            return [cell(suite, MOST, system, of, options, SYSTEMS) for system, of, options in systems]
+
+        compared = {suite: rows(suite) for suite in ("same_relation", *SUITES)}
+        yield Phase(title="compare systems", jobs=[job for jobs in compared.values() for job in jobs])
+        once = {(job.system, job.checkpoint, tuple(job.options.items())): job for job in choices}
+        for job in compared["same_relation"]:
+            once.setdefault((job.system, job.checkpoint, tuple(job.options.items())), job)
+        race = RaceJob(cells=list(once.values()), prompts=RACE_PROMPTS, runs=runs, experiments=(SELECTION, SYSTEMS))
         yield Phase(title="race", jobs=[race])
-    drawn = (NAME, SELECTION) if refrags else (NAME,)
+    drawn = (NAME, SELECTION, SYSTEMS) if refrags else (NAME,)
     yield Phase(title="tables", jobs=[TablesJob(experiment=name, runs=runs, out=out) for name in drawn])
+
+
+def baseline_training(system: str, runs: Path, device: str, budget: str, *, from_scratch: bool) -> TrainJob:
+    """The last stage of a system that is compared with; the others are in its chain."""
+    stage, scale = LAST_STAGES[system]
+    return TrainJob(
+        system=system,
+        stage=stage,
+        scale=f"{scale}{suffix(budget)}",
+        runs=runs,
+        device=device,
+        from_scratch=from_scratch,
+    )
 
 
 def rag_training(runs: Path, device: str, budget: str, *, from_scratch: bool) -> TrainJob:

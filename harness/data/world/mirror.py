@@ -33,9 +33,11 @@ from harness.data.world.facts import (
     draw_namesake,
     draw_person,
     draw_relations,
+    in_pairs,
     state,
 )
 from harness.data.world.lexicon import lexicon
+from harness.protocol import Passage
 
 WORLD_VERSION = 1
 OPENING = {"nq": "what is", "triviaqa": "Name", "popqa": "What is"}
@@ -45,17 +47,21 @@ SAME_RELATION_SIZES = (2, 4, 8)
 
 @dataclass(frozen=True, kw_only=True)
 class WorldConfig:
-    """Sizes of the test world. Training draws its own people and never reads this."""
+    """Sizes of the test world. Training draws its own people and never reads this.
+
+    With ``pairs`` a passage of the same-relation set tells of two people: room for chunks of 64 tokens.
+    """
 
     seed: int = 0
     people: int = 2000
     questions: int = 500
     documents: int = 40
     document_statements: int = 400
+    pairs: bool = False
 
     @property
     def name(self) -> str:
-        return f"{PREFIX}{self.seed}"
+        return f"{PREFIX}{self.seed}{'-pairs' if self.pairs else ''}"
 
 
 def write_world(config: WorldConfig, folder: Path) -> Path:
@@ -101,7 +107,7 @@ def _write(config: WorldConfig, root: Path) -> None:
         lines = [f"{name}\t0\t{person + 1}\t1\n" for name, (person, _) in zip(ids, chunk, strict=True)]
         (root / "qrels" / f"{suite}.gold.tsv").write_text("".join(lines))
     for size in SAME_RELATION_SIZES:
-        _write_same_relation(root, rng, config.questions, size)
+        _write_same_relation(root, rng, config, size)
     _write_long_text(root, rng, config)
 
 
@@ -230,12 +236,12 @@ def _write_popqa(root: Path, rng: random.Random, asked: list[tuple[Biography, in
     return [f"popqa_{row['id']}" for row in rows]
 
 
-def _write_same_relation(root: Path, rng: random.Random, n_questions: int, size: int) -> None:
+def _write_same_relation(root: Path, rng: random.Random, config: WorldConfig, size: int) -> None:
     """Questions with ``size`` passages that all state the asked relation, the right one at a random place."""
     rows = []
-    for number in range(n_questions):
+    for number in range(config.questions):
         people = [draw_person(rng, "test")]
-        while len(people) < size:
+        while len(people) < (2 * size if config.pairs else size):
             near = rng.random() < 0.5
             other = draw_namesake(rng, people[0], "test") if near else draw_person(rng, "test")
             if other not in people:
@@ -245,10 +251,11 @@ def _write_same_relation(root: Path, rng: random.Random, n_questions: int, size:
         relation = rng.choice(relations)
         group = [asked, *others]
         rng.shuffle(group)
-        ctxs = [
-            {"id": f"{number}-{place}", "title": b.name, "text": state(rng, b), "score": None}
-            for place, b in enumerate(group)
+        passages = [
+            Passage(id=f"{number}-{place}", title=b.name, text=state(rng, b)) for place, b in enumerate(group)
         ]
+        told = in_pairs(passages) if config.pairs else passages
+        ctxs = [{"id": p.id, "title": p.title, "text": p.text, "score": None} for p in told]
         question = ask(rng, asked, relation, OPENING["nq"])
         rows.append(
             {"id": f"same_{size}_{number}", "question": question, "answers": [asked.value(relation)], "ctxs": ctxs}
