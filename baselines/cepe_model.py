@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.errors import InputError, unknown
+from harness.model.beside import match
 from harness.model.encoders import BidirectionalLlama
 
 if TYPE_CHECKING:
@@ -166,8 +167,8 @@ class Cepe(nn.Module):
         self.first = n_layers - cross_layers  # the lowest decoder layer with a block
         self.n_states = cross_layers if encoder_states > 1 else 1
         self.cross = nn.ModuleList(CrossAttention(decoder.config, encoder.width) for _ in range(cross_layers))
-        _match(self.encoder, decoder)
-        _match(self.cross, decoder)
+        match(self.encoder, decoder)
+        match(self.cross, decoder)
 
     @torch.no_grad()
     def initialise_from_self_attention(self) -> None:
@@ -344,16 +345,6 @@ def _check_names(expected: set[str], got: set[str]) -> None:
     ]
     if complaints:
         raise InputError(f"the weights do not fit the configs; {'; '.join(complaints)}")
-
-
-def _match(module: nn.Module, decoder: LlamaForCausalLM) -> None:
-    """Bring ``module`` to the decoder's device, its parameters to the decoder's dtype.
-
-    Buffers keep theirs: rotary frequencies of three digits (bfloat16) would put position 512 off by one.
-    """
-    module.to(decoder.device)
-    for parameter in module.parameters():
-        parameter.data = parameter.data.to(decoder.dtype)
 
 
 def _causal_mask(mask_BT: Tensor) -> Tensor | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import InputError
-from harness.model.beside import ENCODER, Beside, write_encoder
+from harness.model.beside import ENCODER, Beside, match, write_encoder
 from harness.model.encoders import encoder_tokenizer, shaped_roberta, shares_tokens
 from harness.train.export import export
 from refrag_v1.model import RefragV1, RefragV1Config
@@ -51,4 +51,5 @@ def load(folder: Path, decoder: LlamaForCausalLM) -> RefragV1:
         except (RuntimeError, TypeError) as error:
             raise InputError(f"{folder / FILES.config_file}: no policy can be built as {policy}: {error}") from error
     FILES.load(folder, model)
-    return model.to(dtype=decoder.dtype, device=decoder.device).eval()
+    match(model, decoder)
+    return model.eval()

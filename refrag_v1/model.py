@@ -4,9 +4,9 @@ From the seed document: chunks of 64 tokens, RoBERTa-base, the L2-normalised sta
 linear, Tanh, linear, LLaMA-3.2-3B. Against v2 the differences are these:
 
 - *Objective*: a chunk is read back from its embedding **repeated at every position**. Under rotary embeddings every
-  position then attends over copies of one value, and its logits are the same at all of them (spread below 1e-5): at
-  best the decoder learns which tokens a chunk holds, never their order. The seed calls this "giving the answer at every
-  step"; it is rather the same question at every step.
+  position then attends over copies of one value, and its logits are the same at all of them (they spread by less than
+  1e-5 of the largest, in fp32): at best the decoder learns which tokens a chunk holds, never their order. The seed
+  calls this "giving the answer at every step"; it is rather the same question at every step.
 - *Chunks* are cut from all passages run together, so they cross the borders of passages: without a prompt template
   there are no passages, only a text.
 - *Length*: the pooled state is normalised and nothing after it, so that nothing says how long an embedding is.

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from harness.data.world.practice import Copying, Growing, Quizzing, Reading
 from harness.train.stage import AdamW, Muon, Schedule, Stage
 from refrag_v1.model import RefragV1Config
+from refrag_v1.policy import ReinforceConfig
 from refrag_v1.recipe import ENCODING, PolicyRecipe, RefragV1Recipe
 
 _SCHEDULE = Schedule(warmup=0.06, decay="linear")
@@ -28,9 +29,13 @@ LONGEST = 256  # tokens of context in training: 8 passages
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """Chunk length, optimizer steps of each stage, and the scale of the decoder to start from."""
+    """Chunk length, optimizer steps of each stage, and the scale of the decoder to start from.
+
+    ``expand`` is the policy's p: eight passages of the world are 4 chunks of 64 tokens, of which a tenth is none.
+    """
 
     k: int
+    expand: float
     decoder: str
     cpt_recon: int
     cpt_next: int
@@ -38,11 +43,13 @@ class Budget:
 
 
 BUDGETS = {
-    "tiny-k64": Budget(k=64, decoder="tiny", cpt_recon=100, cpt_next=1600, train_policy=200),
-    "tiny-k64-short": Budget(k=64, decoder="tiny-short", cpt_recon=30, cpt_next=430, train_policy=30),
+    "tiny-k64": Budget(k=64, expand=0.25, decoder="tiny", cpt_recon=100, cpt_next=1600, train_policy=200),
+    "tiny-k64-short": Budget(k=64, expand=0.25, decoder="tiny-short", cpt_recon=30, cpt_next=430, train_policy=30),
 } | {
     # The two objectives at two k (slurm/sweeps/objective.py), where refrag_v2 has scales of the same names.
-    f"objective-k{k}": Budget(k=k, decoder="tiny", cpt_recon=60, cpt_next=500, train_policy=100)
+    f"objective-k{k}": Budget(
+        k=k, expand=0.1 if k == 8 else 0.25, decoder="tiny", cpt_recon=60, cpt_next=500, train_policy=100
+    )
     for k in (8, 64)
 }
 
@@ -95,6 +102,7 @@ def recipes(scale: str, budget: Budget) -> dict[str, RefragV1Recipe | PolicyReci
             ),
             model=model,
             data=Reading(sizes=((8, 64),), questions=1),
+            objective=ReinforceConfig(expand=budget.expand),
         ),
     }
 

@@ -447,3 +447,5 @@ def test_a_plain_decoder_is_no_cepe(tiny_checkpoint: Path) -> None:
         open_system("cepe", str(tiny_checkpoint), {}, dtype="float32", device="cpu")
     with pytest.raises(InputError, match=message):
         opened(tiny_checkpoint)
+    with pytest.raises(InputError, match=message):
+        CepeSystemConfig.defaults(str(tiny_checkpoint))  # before the decoder is loaded

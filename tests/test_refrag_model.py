@@ -486,6 +486,7 @@ def test_a_model_is_loaded_in_the_decoders_dtype(tmp_path: Path) -> None:
     back = reloaded(save_refrag(trained(), TOKENIZER, TRAINING, tmp_path / "final"), dtype="bfloat16")
     assert {parameter.dtype for parameter in back.parameters()} == {torch.bfloat16}
     assert encoded(back, RAGGED).dtype == torch.bfloat16
+    assert back.encoder.rotary.inv_freq.dtype == torch.float32, "three digits of an angle would move positions"
 
 
 def _rewrite(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from byte_level import byte_level_tokenizer
 from safetensors.torch import load_file, save_file
-from tiny_refrag_v1 import STAGES, TOKENIZER, K, changed, encoded, small, state, tiny_v1, words, write_tiny_v1
+from tiny_refrag_v1 import STAGES, TOKENIZER, K, changed, encoded, recipe, small, state, tiny_v1, words, write_tiny_v1
 from torch import Tensor
 
 from harness.cli.catalog import RECIPES
@@ -26,6 +26,7 @@ from harness.train.optim import freeze
 from refrag_v1.checkpoint import FILES, load, read_config, save
 from refrag_v1.model import RefragV1, RefragV1Config
 from refrag_v1.recipe import ENCODING
+from refrag_v1.stages import BUDGETS
 from refrag_v1.system import RefragV1SystemConfig
 from slurm.jobs.train import TrainJob
 
@@ -277,6 +278,14 @@ def test_the_policy_stage_moves_the_policy_alone(tmp_path: Path) -> None:
     assert changed(model, before) == {name for name, _ in model.named_parameters() if name.startswith("policy.")}
 
 
+@pytest.mark.parametrize("scale", BUDGETS)
+def test_the_recipes_train_what_the_seed_says(scale: str) -> None:
+    stages = [recipe(stage, scale) for stage in STAGES]
+    assert [found.stage.trained for found in stages] == [ENCODING, ("",), ("model.policy.",)]
+    assert [found.stored_as for found in stages] == ["bfloat16"] * 3
+    assert {found.model.k for found in stages} == {BUDGETS[scale].k}
+
+
 def test_a_fresh_encoder_and_policy_depend_on_the_seed_alone(tiny_checkpoint: Path) -> None:
     def fresh(seed: int, of_process: int) -> RefragV1:
         torch.manual_seed(of_process)
@@ -396,7 +405,6 @@ def test_a_plain_decoder_is_no_v1(
     assert "has no chunk encoder of v1" in capsys.readouterr().err
 
 
-@pytest.mark.xfail(strict=True, reason="harness.model.load.CONTENT knows of refrag.json alone")
 def test_the_identity_of_a_checkpoint_is_all_that_can_move_an_answer(whole: Path, tmp_path: Path) -> None:
     """Also the length of its embeddings, which stands in no weight."""
     folder = Path(shutil.copytree(whole, tmp_path / "final"))

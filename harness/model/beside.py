@@ -24,7 +24,7 @@ from harness.model.encoders import Roberta
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PreTrainedTokenizerBase
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 ENCODER = "encoder"
 
@@ -74,6 +74,16 @@ class Beside:
         absent = [name for name in missing if not _of_decoder(name)]
         if absent or unexpected:
             raise InputError(f"{path} does not fit {self.config_file}: {', '.join([*absent, *unexpected][:3])}")
+
+
+def match(module: nn.Module, decoder: LlamaForCausalLM) -> None:
+    """Bring ``module`` to the decoder's device, its parameters to the decoder's dtype.
+
+    Buffers keep theirs: rotary frequencies of three digits (bfloat16) would put position 512 off by one.
+    """
+    module.to(decoder.device)
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(decoder.dtype)
 
 
 def write_encoder(folder: Path, encoder: nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> None:

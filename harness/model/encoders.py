@@ -110,10 +110,12 @@ def shaped_roberta(folder: Path) -> Roberta:
     """RoBERTa of the shape that ``config.json`` in ``folder`` tells, with random weights."""
     from transformers import RobertaConfig, RobertaModel
 
+    if not (folder / "config.json").is_file():  # transformers would take the shape of roberta-base
+        raise InputError(f"no encoder shape in {folder}: expected config.json there")
     try:
         config = RobertaConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise InputError(f"no encoder shape in {folder}: expected config.json there") from error
+        raise InputError(f"no encoder shape in {folder}: config.json is damaged") from error
     return Roberta(RobertaModel(config, add_pooling_layer=False))
 
 

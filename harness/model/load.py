@@ -139,22 +139,15 @@ def random_decoder(shape: str, *, seed: int) -> LlamaForCausalLM:
     return LlamaForCausalLM._from_config(shape_config(shape), dtype=torch.float32).eval()
 
 
-# Everything in a checkpoint folder that can move an answer.
-CONTENT = (
-    "config.json",
-    "refrag.json",
-    "*.safetensors",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "vocab*",
-    "merges*",
-    "encoder/*",
-)
+# Everything in a checkpoint folder that can move an answer: its JSON (also what a method keeps beside its decoder) but
+# for what tells of its making, and for transformers' own way of generating, which is not ours.
+CONTENT = ("*.json", "*.safetensors", "tokenizer*", "vocab*", "merges*", "encoder/*")
+NO_CONTENT = ("training.json", "generation_config.json")
 
 
 def checkpoint_digest(folder: Path) -> str:
     """Content hash of a checkpoint folder: names and bytes of its config, weights and tokenizer files."""
-    files = sorted({file for pattern in CONTENT for file in folder.glob(pattern)})
+    files = sorted({file for pattern in CONTENT for file in folder.glob(pattern) if file.name not in NO_CONTENT})
     return digest([[file.relative_to(folder).as_posix(), file_digest(file)] for file in files])
 
 

@@ -53,7 +53,7 @@ ON_THEIR_OWN: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("cepe", {}),
     ("cepe", {"cross_kv": "recomputed"}),
     ("refrag_v1", {"expand": 0.0}),
-    ("refrag_v1", {"expand": SHARE}),
+    ("refrag_v1", {"expand": 0.25}),  # one of its four chunks; a tenth of them is none
 )
 COMPARED = (8, 16)  # REFRAG's k there
 IN_FULL = ("kv_reuse", "cepe")  # these at every number of passages
