@@ -447,6 +447,11 @@ def test_the_seed_documents_names_stand_for_stages(
     assert "tiny-k16-short" in err
 
 
+def test_v1s_own_train_policy_is_meant(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "refrag_v1", "train_policy", "--scale", "nope"]) == 2
+    assert "unknown scale of refrag_v1 train_policy 'nope'" in capsys.readouterr().err
+
+
 # Known faults
 
 

@@ -26,6 +26,8 @@ EPILOG = """\
 examples:
   refrag-bench train decoder pretrain
   refrag-bench train standard_rag finetune
+  refrag-bench train cepe warmup
+  refrag-bench train refrag_v1 cpt_recon --scale tiny-k64
   refrag-bench train refrag_v2 reconstruction --scale tiny-k16
   refrag-bench train refrag_v2 cpt --scale tiny-k16
   refrag-bench train refrag_v2 cpt --scale tiny-k16 --skip refrag_v2/reconstruction --start DECODER    an ablation
@@ -38,7 +40,7 @@ train_cpt and train_policy stand for the three stages of refrag_v2, also as `ref
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = DESCRIPTION, EPILOG
-    parser.add_argument("system", metavar="SYSTEM", help="decoder, standard_rag, refrag_v2")
+    parser.add_argument("system", metavar="SYSTEM", help="decoder, standard_rag, kv_reuse, cepe, refrag_v1, refrag_v2")
     parser.add_argument("stage", metavar="STAGE", help="a stage of the system (see above)")
     parser.add_argument("--scale", default="tiny", help="how large and how long (tiny)")
     parser.add_argument("--start", type=Path, metavar="DIR", help="start from this checkpoint (default: stage before)")
@@ -61,13 +63,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from harness.cli.catalog import SEED_NAMES
+    from harness.cli.catalog import RECIPES, SEED_NAMES
     from harness.config import load
     from harness.progress import bar
 
+    own = RECIPES.get(args.system, {})  # a stage that a system has is meant, whatever the seed calls v2's
+    stage = args.stage if args.stage in own else SEED_NAMES.get(args.stage, args.stage)
     job = load("slurm.jobs.train:TrainJob")(
         system=args.system,
-        stage=SEED_NAMES.get(args.stage, args.stage),
+        stage=stage,
         scale=args.scale,
         runs=args.runs,
         device=args.device,
