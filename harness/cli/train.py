@@ -15,12 +15,19 @@ says where it came from.
 systems and stages:
   decoder        pretrain (the decoder that all systems start from)
   standard_rag   finetune
+  kv_reuse       finetune (under the mask that it serves)
+  cepe           warmup, cpt, in this order
+  refrag_v1      cpt_recon, cpt_next, train_policy; no order is enforced
   refrag_v2      reconstruction, cpt, mixed, finetune, policy_start, policy, in this order
 
 scales:
-  tiny                                        decoder and standard_rag
+  tiny                                        decoder, standard_rag, kv_reuse, cepe
+  tiny-distilled                              cepe's cpt with CEPED's divergence
+  tiny-k64                                    refrag_v1
   tiny-k4, tiny-k8, tiny-k16, tiny-k32        refrag_v2, by tokens per chunk
-  ...-short                                   the same in a tenth of the steps or so"""
+  tiny-k32-half                               refrag_v2 for `run selection`
+  objective-k8, objective-k64                 refrag_v1 and refrag_v2 for `run objective`
+  ...-short                                   the same in fewer steps"""
 
 EPILOG = """\
 examples:
