@@ -6,7 +6,8 @@ the passages ranked first as tokens before it. The released code keeps the encod
 anew at every step (``cross_kv="recomputed"``), which costs time and saves memory; the answers are the same.
 
 Protocols. All passages in the encoder is ``in_decoder=0``; the released protocol of question answering has the ten best
-in the decoder and the others in the encoder, ``in_decoder=10``.
+in the decoder and the others in the encoder, ``in_decoder=10``, after two demonstrations (``evaluate --shots 2``). One
+of the ten that finds no room is left out; it does not move to the encoder.
 
 Legend: B questions, N passages of all of them, S positions per passage, P positions of a question's passages side by
 side, W encoder width, G key/value heads, D head width.

@@ -1,8 +1,8 @@
 """How passages and a question become tokens: one policy for every system.
 
-A prompt is [BOS] + one block per passage + one question block. Each block is tokenised on its own, so that what is
-prepared before the question is known (``System.encode``) equals what would be prepared with it. Text that comes
-from data is tokenised with special tokens split: no passage can forge a tag or end a prompt.
+A prompt is [BOS] + demonstrations, if any + one block per passage + one question block. Each block is tokenised on its
+own, so that what is prepared before the question is known (``System.encode``) equals what would be prepared with it.
+Text that comes from data is tokenised with special tokens split: no passage can forge a tag or end a prompt.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.errors import unknown
-from harness.protocol import Passage
+from harness.protocol import Demonstration, Passage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,6 +24,7 @@ PROMPT_VERSION = 1
 class Template:
     """The markup around passages and questions, and where an answer ends.
 
+    ``answered`` is how a demonstration gives its answer; without ``stop``, EOS follows it.
     ``passage_tag`` and ``answer_tag`` are single special tokens of the decoder's tokenizer, or empty. An answer
     ends at EOS and, where ``stop`` is not empty, at the first occurrence of ``stop``.
     """
@@ -31,6 +32,7 @@ class Template:
     name: str
     passage: str
     question: str
+    answered: str
     passage_tag: str = ""
     answer_tag: str = ""
     stop: str = ""
@@ -52,6 +54,19 @@ class Template:
         tag = _tag(tokenizer, self.answer_tag)
         texts = [self.question.format(question=question.strip().rstrip("?").rstrip()) for question in questions]
         return [ids + tag for ids in text_ids(tokenizer, texts)]
+
+    def demonstration_ids(
+        self, tokenizer: PreTrainedTokenizerBase, demonstrations: Sequence[Demonstration]
+    ) -> list[int]:
+        """Passage, question and answer of each demonstration, one after the other."""
+        ids: list[int] = []
+        for shown in demonstrations:
+            passages = [] if shown.passage is None else self.passage_ids(tokenizer, [shown.passage])
+            (question,) = self.question_ids(tokenizer, [shown.question])
+            (answer,) = text_ids(tokenizer, [self.answered.format(answer=shown.answer)])
+            end = [] if self.stop else self.stop_ids(tokenizer)
+            ids += [*(token for block in passages for token in block), *question, *answer, *end]
+        return ids
 
     def start_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """BOS, where the tokenizer has one."""
@@ -95,6 +110,7 @@ TEXT = Template(
     name="text",
     passage="Title: {title}\nText: {text}\n\n",
     question="Question: {question}?\nAnswer:",
+    answered=" {answer}\n\n",
     stop="\n",
 )
 
@@ -104,6 +120,7 @@ TAGGED = Template(
     name="tagged",
     passage="{text}",
     question="{question}?",
+    answered="{answer}",
     passage_tag="<passage>",
     answer_tag="<answer>",
 )

@@ -50,6 +50,15 @@ class Example:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Demonstration:
+    """A question with its answer, and the passage that goes with it, shown before the question that is asked."""
+
+    question: str
+    answer: str
+    passage: Passage | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Usage:
     """Decoder positions that the prompt occupies, and how many of the given passages found room in it.
 

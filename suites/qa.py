@@ -17,7 +17,7 @@ from harness.data.world import is_world
 from harness.data.world.facts import chance
 from harness.errors import InputError
 from harness.metrics import score_answer
-from harness.protocol import Example, Passage
+from harness.protocol import Demonstration, Example, Passage
 from harness.record import RetrievalSpec, SuiteSpec
 from harness.retrieval.frozen import read_frozen
 
@@ -30,6 +30,7 @@ class QASuite:
     spec: SuiteSpec
     retrieval: RetrievalSpec | None
     questions: tuple[Example, ...]
+    demonstrations: tuple[Demonstration, ...]
 
     def examples(self) -> Iterable[Example]:
         return self.questions
@@ -41,13 +42,25 @@ class QASuite:
         return scores
 
 
-def build(name: str, root: DataRoot, *, passages: int, frozen: Path | None, limit: int | None) -> QASuite:
-    """The suite ``name`` with the first ``passages`` of ``frozen`` (None: closed-book) before every question."""
+def build(
+    name: str, root: DataRoot, *, passages: int, frozen: Path | None, limit: int | None, shots: int = 0
+) -> QASuite:
+    """The suite ``name`` with the first ``passages`` of ``frozen`` (None: closed-book) before every question.
+
+    The last ``shots`` questions of the whole set become demonstrations, each with its best passage, and are not asked
+    (CEPE's protocol draws them from the training set, for PopQA from the set itself).
+    """
     if passages and frozen is None:
         raise InputError(f"suite {name} with {passages} passages needs a frozen retrieval file (--retrieval FILE)")
     if frozen is not None and not passages:
         raise InputError(f"closed-book takes no retrieval file ({frozen}); give the number of passages")
-    examples, source = load_questions(name, root, limit=limit)
+    if shots < 0:
+        raise InputError(f"expected at least 0 demonstrations, got {shots}")
+    everything, source = load_questions(name, root, limit=None if shots else limit)
+    if shots >= len(everything):
+        raise InputError(f"suite {name} has {len(everything)} questions; {shots} demonstrations leave none to ask")
+    examples = everything[: len(everything) - shots][:limit]
+    shown = everything[len(everything) - shots :]
     retrieval = None
     if passages and frozen is not None:
         manifest, found = read_frozen(frozen)
@@ -57,6 +70,7 @@ def build(name: str, root: DataRoot, *, passages: int, frozen: Path | None, limi
                 f"({manifest.source['revision']}); expected {name} of {source.root} ({source.revision})"
             )
         examples = [replace(example, passages=_first(example, found, passages, frozen)) for example in examples]
+        shown = [replace(example, passages=_first(example, found, 1, frozen)) for example in shown]
         retrieval = RetrievalSpec(retriever=manifest.retriever, setting=manifest.setting, digest=manifest.digest)
     spec = SuiteSpec(
         name=name,
@@ -66,7 +80,11 @@ def build(name: str, root: DataRoot, *, passages: int, frozen: Path | None, limi
         root=source.root,
         revision=source.revision,
     )
-    return QASuite(name=name, spec=spec, retrieval=retrieval, questions=tuple(examples))
+    demonstrations = tuple(
+        Demonstration(question=e.question, answer=e.answers[0], passage=e.passages[0] if e.passages else None)
+        for e in shown
+    )
+    return QASuite(name=name, spec=spec, retrieval=retrieval, questions=tuple(examples), demonstrations=demonstrations)
 
 
 def _first(example: Example, found: Mapping[str, tuple[Passage, ...]], n: int, file: Path) -> tuple[Passage, ...]:

@@ -32,6 +32,7 @@ class SameRelationSuite:
     spec: SuiteSpec
     retrieval: RetrievalSpec | None
     questions: tuple[Example, ...]
+    demonstrations: tuple[()] = ()
 
     def examples(self) -> Iterable[Example]:
         return self.questions
@@ -42,10 +43,14 @@ class SameRelationSuite:
         }
 
 
-def build(name: str, root: DataRoot, *, passages: int, frozen: Path | None, limit: int | None) -> SameRelationSuite:
+def build(
+    name: str, root: DataRoot, *, passages: int, frozen: Path | None, limit: int | None, shots: int = 0
+) -> SameRelationSuite:
     """The set with ``passages`` passages. Raises ``InputError`` outside the world and for a size it does not have."""
     if not is_world(root.name) or root.path is None:
         raise InputError(f"suite {name} exists in the synthetic world only; the data root is {root.name!r}")
+    if shots:
+        raise InputError(f"suite {name} is asked without demonstrations; got {shots} shots")
     if passages not in SAME_RELATION_SIZES:
         raise InputError(f"suite {name} has {', '.join(map(str, SAME_RELATION_SIZES))} passages, not {passages}")
     if frozen is not None:

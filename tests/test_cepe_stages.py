@@ -431,6 +431,7 @@ def test_both_stages_make_a_system(jobs: Any, tiny_checkpoint: Path) -> None:
     assert before.keys() == after.keys()
     assert all(torch.equal(after[name], tensor.bfloat16()) for name, tensor in before.items())
     config = CepeSystemConfig(**CepeSystemConfig.defaults(str(checkpoint)))
+    assert config.template == "tagged"
     system = config.build(load_decoder(str(checkpoint)))
     context = system.encode([[Passage(id="", title="", text="The rival of is")]])
     assert len(system.text(list(system.generate(["what is"], context, max_new_tokens=2)))) == 1

@@ -19,6 +19,10 @@ examples:
   refrag-bench evaluate --system standard_rag --suite nq --checkpoint DIR --data DIR --passages 8 --retrieval FILE
   refrag-bench evaluate --system refrag_v2 --suite nq --checkpoint DIR --data DIR --passages 8 --retrieval FILE \
       --set expand=0.1 --set select=policy
+CEPE as released (2 shots, the 10 best passages in the decoder, the others in the encoder; all in the encoder without
+in_decoder):
+  refrag-bench evaluate --system cepe --suite nq --checkpoint DIR --data DIR --passages 30 --retrieval FILE \
+      --shots 2 --set in_decoder=10 --max-new-tokens 25
 The retrieval file is what `refrag-bench retrieve` froze, or any DPR/FiD file with the questions' ids.
 """
 
@@ -26,6 +30,9 @@ SETTINGS = """
 settings (--set NAME=VALUE); the checkpoint's own where it knows them:
   template=text|tagged       the prompt template
   max_positions=N            prompt and answer together (default: the decoder's window)
+  k=N                        llama_k, extract: rate, chunk length (8)
+  in_decoder=N               cepe: so many passages as tokens in the decoder, the others in the encoder (0)
+  cross_kv=cached|recomputed cepe: keep keys and values, or project them at every step as the released code does
   expand=P                   refrag_v2: share of the chunks left as tokens, 0 to 1
   select=NAME                refrag_v2: which ones: none, all, first, random, perplexity-desc, perplexity-asc, policy,
                              oracle (synthetic world only)
@@ -38,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--suite", required=True, help="nq, triviaqa, popqa; same_relation (synthetic world only)")
     add_decoder_arguments(parser)
     parser.add_argument("--passages", type=int, default=0, metavar="N", help="passages per question; 0 is closed-book")
+    parser.add_argument("--shots", type=int, default=0, metavar="N", help="demonstrations before every prompt (0)")
     parser.add_argument("--retrieval", type=Path, metavar="FILE", help="frozen retrieval to take the passages from")
     parser.add_argument("--data", type=Path, metavar="DIR", help="data root (default: REFRAG_DATA, else the Hub)")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N questions")
@@ -76,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
         checkpoint=args.checkpoint,
         passages=args.passages,
         retrieval=args.retrieval,
+        shots=args.shots,
         data=args.data,
         limit=args.limit,
         max_new_tokens=args.max_new_tokens,

@@ -18,6 +18,8 @@ from harness.errors import InputError, unknown
 if TYPE_CHECKING:
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
+    from harness.protocol import Demonstration
+
 # The published shapes (model cards) and the tiny one of the synthetic world. Latency depends on these alone.
 SHAPES: Mapping[str, Mapping[str, Any]] = {
     "tiny": dict(
@@ -50,13 +52,15 @@ DTYPES = ("float32", "bfloat16", "float16")
 class Decoder:
     """A decoder with its tokenizer. ``checkpoint`` is the content hash or Hub revision: the identity in records.
 
-    ``source`` is the folder or Hub id that it came from; a system may keep more of itself there.
+    ``source`` is the folder or Hub id that it came from; a system may keep more of itself there. ``demonstrations``
+    stand before every prompt, whatever the system (few-shot).
     """
 
     model: LlamaForCausalLM
     tokenizer: PreTrainedTokenizerBase
     checkpoint: str
     source: str
+    demonstrations: tuple[Demonstration, ...] = ()
 
 
 def load_decoder(name: str, *, dtype: str = "float32", device: str = "cpu") -> Decoder:

@@ -29,7 +29,8 @@ class Prompting:
         self.tokenizer = decoder.tokenizer
         self.template = prompts.template(template)
         self.window: int = max_positions or decoder.model.config.max_position_embeddings
-        self.start = self.template.start_ids(self.tokenizer)
+        shown = self.template.demonstration_ids(self.tokenizer, decoder.demonstrations)
+        self.start = [*self.template.start_ids(self.tokenizer), *shown]
         self.stop_ids = self.template.stop_ids(self.tokenizer)
         pad = self.tokenizer.pad_token_id
         self.pad_id: int = self.stop_ids[0] if pad is None else pad

@@ -64,6 +64,7 @@ class EvaluateJob:
     dtype: str = "float32"
     options: Mapping[str, Any] = field(default_factory=dict)
     chunk_cache: Path | None = None
+    shots: int = 0
     experiment: str = "adhoc"
 
     @property
@@ -100,7 +101,7 @@ class EvaluateJob:
         build_suite = find("suite", SUITES, self.suite)
         root = DataRoot.open(self.data)
         frozen = self.retrieval.run().path if isinstance(self.retrieval, RetrieveJob) else self.retrieval
-        suite = build_suite(self.suite, root, passages=self.passages, frozen=frozen, limit=self.limit)
+        suite = build_suite(self.suite, root, passages=self.passages, frozen=frozen, limit=self.limit, shots=self.shots)
 
         device = open_device(self.device)
         opened = open_system(
@@ -110,12 +111,17 @@ class EvaluateJob:
             dtype=self.dtype,
             device=self.device,
             cache=self.chunk_cache,
+            demonstrations=suite.demonstrations,
         )
         spec = RunSpec(
             suite=suite.spec,
             retrieval=suite.retrieval,
             passages=self.passages,
-            system=SystemSpec(name=self.system, config=plain(opened.config), checkpoint=opened.checkpoint),
+            system=SystemSpec(
+                name=self.system,
+                config=plain(opened.config) | ({"shots": self.shots} if self.shots else {}),
+                checkpoint=opened.checkpoint,
+            ),
             decode=DecodeSpec(
                 max_new_tokens=self.max_new_tokens, batch_size=self.batch_size, device=self.device, dtype=self.dtype
             ),

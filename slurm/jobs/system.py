@@ -9,7 +9,7 @@ from typing import Any, get_args, get_type_hints
 
 from harness.cli.catalog import SYSTEMS, find
 from harness.errors import InputError, unknown
-from harness.protocol import System
+from harness.protocol import Demonstration, System
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,11 +29,12 @@ def open_system(
     dtype: str,
     device: str,
     cache: Path | None = None,
+    demonstrations: tuple[Demonstration, ...] = (),
 ) -> Opened:
     """The system ``name`` on ``checkpoint``, its settings those of the checkpoint except where ``options`` say.
 
-    ``cache`` is a folder for what the system may keep of its encoding. Raises ``InputError`` for unknown names,
-    settings and checkpoints.
+    ``demonstrations`` stand before every prompt. ``cache`` is a folder for what the system may keep of its encoding.
+    Raises ``InputError`` for unknown names, settings and checkpoints.
     """
     config_type = find("system", SYSTEMS, name)
     config = configure(name, config_type, checkpoint, options)
@@ -41,6 +42,7 @@ def open_system(
     from harness.model.load import load_decoder
 
     decoder = load_decoder(checkpoint, dtype=dtype, device=device)
+    decoder = dataclasses.replace(decoder, demonstrations=demonstrations)
     return Opened(system=config.build(decoder, cache), config=config, checkpoint=decoder.checkpoint)
 
 
