@@ -28,20 +28,17 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from harness.errors import InputError
 from harness.model.chunking import expanded_count, split
-from harness.model.decode import from_tokens
-from harness.model.llama import Llama
 from harness.model.load import Decoder
+from harness.model.prompted import Prompted
 from harness.model.prompting import Prompting
-from harness.protocol import Passage, Usage
+from harness.protocol import Passage
 from harness.train.export import own_template, read_training
 
 K1, B = 1.2, 0.75
@@ -72,9 +69,10 @@ class ExtractConfig:
         """What a checkpoint says of itself."""
         return {"template": own_template(read_training(Path(checkpoint)))}
 
-    def build(self, decoder: Decoder, cache: Path | None = None) -> Extract:  # noqa: ARG002
+    def build(self, decoder: Decoder, cache: Path | None = None) -> Prompted[list[list[CutPassage]]]:  # noqa: ARG002
         """The system. Tokens are not worth keeping: ``cache`` is left alone."""
-        return Extract(self, decoder)
+        prompting = Prompting(self.template, self.max_positions, decoder)
+        return Prompted(Extract(self, prompting), prompting, decoder)
 
 
 @dataclass(frozen=True)
@@ -89,14 +87,8 @@ class CutPassage:
 class Extract:
     """``encode`` tokenises, cuts and counts words; ``generate`` scores, because that needs the question."""
 
-    def __init__(self, config: ExtractConfig, decoder: Decoder) -> None:
-        self.config = config
-        self.prompting = Prompting(config.template, config.max_positions, decoder)
-        self.pad_id = self.prompting.pad_id
-        self.llama = Llama(decoder.model)
-
-    def check(self, questions: Sequence[str], *, max_new_tokens: int) -> None:
-        self.prompting.check(questions, max_new_tokens)
+    def __init__(self, config: ExtractConfig, prompting: Prompting) -> None:
+        self.config, self.prompting = config, prompting
 
     def encode(self, passages: Sequence[Sequence[Passage]]) -> list[list[CutPassage]]:
         cut = [[(tag, split(text, self.config.k)) for tag, text in row] for row in self.prompting.passages(passages)]
@@ -104,27 +96,7 @@ class Extract:
         texts = iter(self.prompting.tokenizer.batch_decode(chunks, clean_up_tokenization_spaces=False))
         return [[CutPassage(tag, cs, [Counter(words(next(texts))) for _ in cs]) for tag, cs in row] for row in cut]
 
-    def generate(
-        self, questions: Sequence[str], context: list[list[CutPassage]], *, max_new_tokens: int
-    ) -> Iterator[Tensor]:
-        prompts, _ = self._prompts(questions, context, max_new_tokens)
-        return from_tokens(
-            self.llama,
-            prompts,
-            max_new_tokens=max_new_tokens,
-            stop_ids=self.prompting.stop_ids,
-            pad_id=self.pad_id,
-        )
-
-    def usage(self, questions: Sequence[str], context: list[list[CutPassage]], *, max_new_tokens: int) -> list[Usage]:
-        """``passages_read`` are those of which at least one chunk is read."""
-        prompts, read = self._prompts(questions, context, max_new_tokens)
-        return [Usage(decoder_positions=len(p), passages_read=n) for p, n in zip(prompts, read, strict=True)]
-
-    def text(self, columns: Sequence[Tensor]) -> list[str]:
-        return self.prompting.text(columns)
-
-    def _prompts(
+    def prompts(
         self, questions: Sequence[str], context: list[list[CutPassage]], max_new_tokens: int
     ) -> tuple[list[list[int]], list[int]]:
         """Token ids of each prompt, and of how many passages there are chunks in it."""

@@ -12,20 +12,17 @@ open for passages, and what was decided here:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from harness.errors import InputError
-from harness.model.decode import from_tokens
-from harness.model.llama import Llama
 from harness.model.load import Decoder
+from harness.model.prompted import Prompted
 from harness.model.prompting import Prompting
-from harness.protocol import Passage, Usage
+from harness.protocol import Passage
 from harness.train.export import own_template, read_training
 
 Block = list[int]
@@ -51,47 +48,22 @@ class LlamaKConfig:
         """What a checkpoint says of itself."""
         return {"template": own_template(read_training(Path(checkpoint)))}
 
-    def build(self, decoder: Decoder, cache: Path | None = None) -> LlamaK:  # noqa: ARG002
+    def build(self, decoder: Decoder, cache: Path | None = None) -> Prompted[list[list[Block]]]:  # noqa: ARG002
         """The system. Tokens are not worth keeping: ``cache`` is left alone."""
-        return LlamaK(self, decoder)
+        prompting = Prompting(self.template, self.max_positions, decoder)
+        return Prompted(LlamaK(self.k, prompting), prompting, decoder)
 
 
 class LlamaK:
     """``encode`` only tokenises: each passage becomes a block of token ids."""
 
-    def __init__(self, config: LlamaKConfig, decoder: Decoder) -> None:
-        self.k = config.k
-        self.prompting = Prompting(config.template, config.max_positions, decoder)
-        self.pad_id = self.prompting.pad_id
-        self.llama = Llama(decoder.model)
-
-    def check(self, questions: Sequence[str], *, max_new_tokens: int) -> None:
-        self.prompting.check(questions, max_new_tokens)
+    def __init__(self, k: int, prompting: Prompting) -> None:
+        self.k, self.prompting = k, prompting
 
     def encode(self, passages: Sequence[Sequence[Passage]]) -> list[list[Block]]:
         return self.prompting.whole_passages(passages)
 
-    def generate(
-        self, questions: Sequence[str], context: list[list[Block]], *, max_new_tokens: int
-    ) -> Iterator[Tensor]:
-        prompts, _ = self._prompts(questions, context, max_new_tokens)
-        return from_tokens(
-            self.llama,
-            prompts,
-            max_new_tokens=max_new_tokens,
-            stop_ids=self.prompting.stop_ids,
-            pad_id=self.pad_id,
-        )
-
-    def usage(self, questions: Sequence[str], context: list[list[Block]], *, max_new_tokens: int) -> list[Usage]:
-        """``passages_read`` are those of which at least one token is read."""
-        prompts, read = self._prompts(questions, context, max_new_tokens)
-        return [Usage(decoder_positions=len(p), passages_read=n) for p, n in zip(prompts, read, strict=True)]
-
-    def text(self, columns: Sequence[Tensor]) -> list[str]:
-        return self.prompting.text(columns)
-
-    def _prompts(
+    def prompts(
         self, questions: Sequence[str], context: list[list[Block]], max_new_tokens: int
     ) -> tuple[list[list[int]], list[int]]:
         """Token ids of each prompt, and of how many passages there are tokens in it."""

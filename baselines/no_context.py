@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from harness.model.decode import from_tokens
-from harness.model.llama import Llama
 from harness.model.load import Decoder
+from harness.model.prompted import Prompted
 from harness.model.prompting import Prompting
-from harness.protocol import Passage, Usage
+from harness.protocol import Passage
 from harness.train.export import own_template, read_training
 
 
@@ -32,45 +29,26 @@ class NoContextConfig:
         """What a checkpoint says of itself."""
         return {"template": own_template(read_training(Path(checkpoint)))}
 
-    def build(self, decoder: Decoder, cache: Path | None = None) -> NoContext:  # noqa: ARG002
+    def build(self, decoder: Decoder, cache: Path | None = None) -> Prompted[None]:  # noqa: ARG002
         """The system. There is nothing to keep: ``cache`` is left alone."""
-        return NoContext(self, decoder)
+        prompting = Prompting(self.template, self.max_positions, decoder)
+        return Prompted(NoContext(prompting), prompting, decoder)
 
 
 class NoContext:
     """``encode`` forgets the passages."""
 
-    def __init__(self, config: NoContextConfig, decoder: Decoder) -> None:
-        self.prompting = Prompting(config.template, config.max_positions, decoder)
-        self.pad_id = self.prompting.pad_id
-        self.llama = Llama(decoder.model)
-
-    def check(self, questions: Sequence[str], *, max_new_tokens: int) -> None:
-        self.prompting.check(questions, max_new_tokens)
+    def __init__(self, prompting: Prompting) -> None:
+        self.prompting = prompting
 
     def encode(self, passages: Sequence[Sequence[Passage]]) -> None:  # noqa: ARG002
         return None
 
-    def generate(
+    def prompts(
         self,
         questions: Sequence[str],
         context: None,  # noqa: ARG002
-        *,
-        max_new_tokens: int,
-    ) -> Iterator[Tensor]:
-        return from_tokens(
-            self.llama,
-            self._prompts(questions),
-            max_new_tokens=max_new_tokens,
-            stop_ids=self.prompting.stop_ids,
-            pad_id=self.pad_id,
-        )
-
-    def usage(self, questions: Sequence[str], context: None, *, max_new_tokens: int) -> list[Usage]:  # noqa: ARG002
-        return [Usage(decoder_positions=len(prompt), passages_read=0) for prompt in self._prompts(questions)]
-
-    def text(self, columns: Sequence[Tensor]) -> list[str]:
-        return self.prompting.text(columns)
-
-    def _prompts(self, questions: Sequence[str]) -> list[list[int]]:
-        return [[*self.prompting.start, *question] for question in self.prompting.questions(questions)]
+        max_new_tokens: int,  # noqa: ARG002
+    ) -> tuple[list[list[int]], list[int]]:
+        asked = self.prompting.questions(questions)
+        return [[*self.prompting.start, *question] for question in asked], [0] * len(asked)

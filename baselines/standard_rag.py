@@ -6,18 +6,15 @@ context loses whole passages from the end of the ranking; the question is never 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from harness.model.decode import from_tokens
-from harness.model.llama import Llama
 from harness.model.load import Decoder
+from harness.model.prompted import Prompted
 from harness.model.prompting import Prompting
-from harness.protocol import Passage, Usage
+from harness.protocol import Passage
 from harness.train.export import own_template, read_training
 
 Block = list[int]
@@ -38,45 +35,22 @@ class StandardRAGConfig:
         """What a checkpoint says of itself."""
         return {"template": own_template(read_training(Path(checkpoint)))}
 
-    def build(self, decoder: Decoder, cache: Path | None = None) -> StandardRAG:  # noqa: ARG002
+    def build(self, decoder: Decoder, cache: Path | None = None) -> Prompted[list[list[Block]]]:  # noqa: ARG002
         """The system. Tokens are not worth keeping: ``cache`` is left alone."""
-        return StandardRAG(self, decoder)
+        prompting = Prompting(self.template, self.max_positions, decoder)
+        return Prompted(StandardRAG(prompting), prompting, decoder)
 
 
 class StandardRAG:
     """``encode`` only tokenises: each passage becomes a block of token ids."""
 
-    def __init__(self, config: StandardRAGConfig, decoder: Decoder) -> None:
-        self.prompting = Prompting(config.template, config.max_positions, decoder)
-        self.pad_id = self.prompting.pad_id
-        self.llama = Llama(decoder.model)
-
-    def check(self, questions: Sequence[str], *, max_new_tokens: int) -> None:
-        self.prompting.check(questions, max_new_tokens)
+    def __init__(self, prompting: Prompting) -> None:
+        self.prompting = prompting
 
     def encode(self, passages: Sequence[Sequence[Passage]]) -> list[list[Block]]:
         return self.prompting.whole_passages(passages)
 
-    def generate(
-        self, questions: Sequence[str], context: list[list[Block]], *, max_new_tokens: int
-    ) -> Iterator[Tensor]:
-        prompts, _ = self._prompts(questions, context, max_new_tokens)
-        return from_tokens(
-            self.llama,
-            prompts,
-            max_new_tokens=max_new_tokens,
-            stop_ids=self.prompting.stop_ids,
-            pad_id=self.pad_id,
-        )
-
-    def usage(self, questions: Sequence[str], context: list[list[Block]], *, max_new_tokens: int) -> list[Usage]:
-        prompts, read = self._prompts(questions, context, max_new_tokens)
-        return [Usage(decoder_positions=len(p), passages_read=n) for p, n in zip(prompts, read, strict=True)]
-
-    def text(self, columns: Sequence[Tensor]) -> list[str]:
-        return self.prompting.text(columns)
-
-    def _prompts(
+    def prompts(
         self, questions: Sequence[str], context: list[list[Block]], max_new_tokens: int
     ) -> tuple[list[list[int]], list[int]]:
         """Token ids of each prompt, and how many passages found room in it."""

@@ -248,7 +248,7 @@ def test_the_first_passages_stand_as_tokens_and_the_others_are_encoded(
     system = opened(checkpoint, in_decoder=in_decoder, cross_kv=cross_kv)
     got, _ = system._prompts(QUESTIONS, system.encode(ragged()), 8)
     theirs = standard_rag(checkpoint)
-    assert got == theirs._prompts(QUESTIONS, theirs.encode([row[:in_decoder] for row in ragged()]), 8)[0]
+    assert got == theirs.layout.prompts(QUESTIONS, theirs.encode([row[:in_decoder] for row in ragged()]), 8)[0]
     expected = [
         reference(model_of(checkpoint), prompt(question, row[:in_decoder]), row[in_decoder:])
         for question, row in zip(QUESTIONS, ragged(), strict=True)

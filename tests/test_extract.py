@@ -87,7 +87,7 @@ def answer(system: System, questions: list[str], rows: list[list[Passage]], n: i
 
 def read(system: Extract, row: list[Passage], question: str = QUESTION) -> str:
     """What stands in the prompt between the start token and the question, as text with its tags."""
-    ((row_ids,), _) = system._prompts([question], system.encode([row]), NEW)
+    ((row_ids,), _) = system.layout.prompts([question], system.encode([row]), NEW)
     asked = prompts.TAGGED.question_ids(TOKENIZER, [question])[0]
     assert row_ids[0] == TOKENIZER.bos_token_id and row_ids[-len(asked) :] == asked
     return TOKENIZER.decode(row_ids[1 : -len(asked)])
@@ -120,7 +120,7 @@ def test_no_more_positions_than_refrag_has(
     allowed = refrag_positions(context[0], p)
     used = usage.decoder_positions - AROUND
     if used > allowed:
-        ((row,), _) = system._prompts([QUESTION], context, NEW)
+        ((row,), _) = system.layout.prompts([QUESTION], context, NEW)
         assert row[2:-6] in [chunk for passage in context[0] for chunk in passage.chunks]
     assert (usage.passages_read > 0) == any(lengths), "the best chunk is always taken"
     assert usage.stored_bytes == 0

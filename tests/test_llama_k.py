@@ -65,7 +65,7 @@ def context_ids(row: list[Passage]) -> list[int]:
 
 def read(system: LlamaK, row: list[Passage]) -> list[int]:
     """The tokens between the start token and the question."""
-    ((ids,), _) = system._prompts([QUESTION], system.encode([row]), NEW)
+    ((ids,), _) = system.layout.prompts([QUESTION], system.encode([row]), NEW)
     asked = prompts.TAGGED.question_ids(TOKENIZER, [QUESTION])[0]
     assert ids[0] == TOKENIZER.bos_token_id and ids[-len(asked) :] == asked
     return ids[1 : -len(asked)]

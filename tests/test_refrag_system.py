@@ -249,7 +249,7 @@ def test_a_share_of_nothing_expands_nothing_and_of_everything_everything(refrag_
 def test_everything_expanded_is_standard_rag(refrag_checkpoint: Path) -> None:
     system, reference = opened(refrag_checkpoint, select="all", expand=1.0), standard_rag(refrag_checkpoint)
     questions, rows = ragged()
-    prompts, read = reference._prompts(questions, reference.encode(rows), 6)
+    prompts, read = reference.layout.prompts(questions, reference.encode(rows), 6)
     found = choices(system, questions, rows)
     assert [choice.codes for choice in found] == prompts
     assert [len(choice.passages) for choice in found] == read

@@ -42,8 +42,8 @@ def test_every_prompt_begins_with_them(tiny_checkpoint: Path) -> None:
     bare = StandardRAGConfig(template="tagged").build(decoder)
     shown = StandardRAGConfig(template="tagged").build(dataclasses.replace(decoder, demonstrations=(SHOWN, SHOWN)))
     context = bare.encode([[PASSAGE]])
-    (without,), _ = bare._prompts([SHOWN.question], context, 4)
-    (with_them,), _ = shown._prompts([SHOWN.question], context, 4)
+    (without,), _ = bare.layout.prompts([SHOWN.question], context, 4)
+    (with_them,), _ = shown.layout.prompts([SHOWN.question], context, 4)
     demonstrations = prompts.TAGGED.demonstration_ids(TOKENIZER, [SHOWN, SHOWN])
     assert with_them == [without[0], *demonstrations, *without[1:]]
 

@@ -32,7 +32,7 @@ def answer(system: StandardRAG, questions: list[str], rows: list[list[Passage]],
 
 def test_the_prompt_is_start_passages_question(system: StandardRAG) -> None:
     row = passages("The rival of", "is The")
-    prompt, read = system._prompts(["what is"], system.encode([row]), 4)
+    prompt, read = system.layout.prompts(["what is"], system.encode([row]), 4)
     template, tokenizer = prompts.TAGGED, system.prompting.tokenizer
     blocks = template.passage_ids(tokenizer, row)
     expected = [tokenizer.bos_token_id, *blocks[0], *blocks[1], *template.question_ids(tokenizer, ["what is"])[0]]
@@ -82,7 +82,7 @@ def test_encode_cannot_see_the_question(system: StandardRAG) -> None:
 
 
 def test_generated_tokens_are_those_of_transformers(system: StandardRAG) -> None:
-    prompt, _ = system._prompts(["what is the"], system.encode([passages("The rival of is")]), 8)
+    prompt, _ = system.layout.prompts(["what is the"], system.encode([passages("The rival of is")]), 8)
     expected = system.llama.model.generate(
         torch.tensor(prompt),
         max_new_tokens=8,
