@@ -29,7 +29,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("statements", [4, 32], ids=["32 tokens a passage", "256 tokens a passage"])
+@pytest.mark.parametrize("statements", [4, 32], ids=["short passages", "long passages"])
 def test_decoding(tmp_path: Path, device: str, statements: int) -> None:
     config = CepeConfig(cross_layers=4, encoder="decoder:1")
     model = build_cepe(config, random_decoder("tiny", seed=0))
