@@ -100,7 +100,8 @@ def build_cost_table(records: Iterable[Record], experiment: str) -> CostTable | 
     by_system = {_system(race): race for race in races}
     elsewhere: dict[str, dict[str, Record]] = {}
     for record in ours:
-        if record.suite in QA_SUITES and record.suite != scored[0].suite and record.passages == first.passages:
+        same = record.root == first.root and record.passages == first.passages
+        if same and record.suite in QA_SUITES and record.suite != scored[0].suite:
             elsewhere.setdefault(_system(record), {})[record.suite] = record
     names = variants(scored)
     by_row: dict[Row, Line] = {}
@@ -152,14 +153,8 @@ def to_csv(table: CostTable) -> str:
             writer.writerow([*key, em.mean, em.low, em.high, em.n, record.run_id])
         for name in SHARES:
             if (share := line.share(name)) is not None:
-                key = [
-                    table.experiment,
-                    table.suite,
-                    table.passages,
-                    line.row.system,
-                    line.row.variant,
-                    f"{name}_share",
-                ]
+                figure = SHARE_NAMES[name]
+                key = [table.experiment, table.suite, table.passages, line.row.system, line.row.variant, figure]
                 writer.writerow([*key, share, "", "", line.record.n_examples, line.record.run_id])
         for name in SCORES | COUNTS | SPEEDS:
             if (value := line.value(name)) is not None:

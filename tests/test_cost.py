@@ -330,3 +330,59 @@ def test_what_the_jobs_leave_is_joined(world_root: Path, tiny_checkpoint: Path, 
     text = to_grid(table, tmp_path).markdown()
     assert "not run" not in text
     assert read_record(table.lines[0].record.path).metrics["em"].n == 6
+
+
+# Other suites, and ratios of two figures
+
+
+def test_another_suite_at_as_many_passages_gives_a_column_of_exact_match(runs: Path) -> None:
+    scored(
+        runs,
+        "a",
+        system(8),
+        **{"spec.suite": context("nq") | {"revision": "beef"}, "metrics": METRICS | {"em": interval(0.25)}},
+    )
+    table = table_of(runs)
+    head, *lines = cells_of(to_grid(table, runs.parent).markdown())
+    assert head[:3] == ["System", "EM, NQ (%)", "EM (%)"]
+    by_system = {line[0]: line[1] for line in lines}
+    assert "[25.0](" in by_system["REFRAG v2 (k=8, select=policy)"]
+    assert {cell for name, cell in by_system.items() if name != "REFRAG v2 (k=8, select=policy)"} == {"not run"}
+    rows = [row for row in csv.DictReader(io.StringIO(to_csv(table))) if row["suite"] == "nq"]
+    assert [(row["figure"], float(row["mean"]), row["run_id"][0]) for row in rows] == [("em", 0.25, "a")]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"spec.passages": 4},
+        {"spec.suite": context("nq") | {"revision": "beef", "root": "mirror"}},
+        {"experiments": ["other"]},
+    ],
+)
+def test_other_passages_other_data_and_other_experiments_give_none(runs: Path, changes: dict[str, Any]) -> None:
+    before = table_of(runs)
+    scored(runs, "a", system(8), **{"spec.suite": context("nq") | {"revision": "beef"}} | changes)
+    assert table_of(runs) == before
+
+
+def test_stored_bytes_are_per_passage_and_expansion_is_the_share_that_happened(runs: Path) -> None:
+    figures = {"stored_bytes": 4096.0, "passages_read": 8.0, "chunks": 32.0, "chunks_expanded": 1.0}
+    scored(runs, "a", system(4), metrics=METRICS | {name: interval(value) for name, value in figures.items()})
+    table = table_of(runs)
+    head, *lines = cells_of(to_grid(table, runs.parent).markdown())
+    stored, expanded = head.index("Stored bytes per passage"), head.index("Chunks expanded (%)")
+    (line,) = (line for line in lines if "k=4" in line[0])
+    assert (line[stored], line[expanded]) == ("512", "3.1")
+    assert {(other[stored], other[expanded]) for other in lines if other != line} == {("-", "-")}
+    shares = {r["figure"]: r for r in csv.DictReader(io.StringIO(to_csv(table))) if r["run_id"][0] == "a"}
+    assert float(shares["stored_bytes_per_passage"]["mean"]) == 512
+    assert float(shares["share_expanded"]["mean"]) == 1 / 32
+
+
+def test_no_passage_read_is_no_share(runs: Path) -> None:
+    nothing = {"stored_bytes": interval(0.0), "passages_read": interval(0.0)}
+    scored(runs, "a", {"name": "no_context", "config": {}, "checkpoint": "x"}, metrics=METRICS | nothing)
+    head, *lines = cells_of(to_grid(table_of(runs), runs.parent).markdown())
+    assert "Stored bytes per passage" not in head, "nobody has any"
+    assert any(line[0] == "No context" for line in lines)

@@ -16,6 +16,7 @@ from harness.data.world.practice import (
     Exercise,
     Growing,
     Mixture,
+    Pairs,
     People,
     Practice,
     Quizzing,
@@ -359,3 +360,14 @@ def test_a_context_may_end_in_the_middle_of_a_fact(curriculum: str) -> None:
 def test_a_maximum_that_the_curriculum_lacks_is_an_input_error() -> None:
     with pytest.raises(InputError, match="got 12"):
         growing(max_chunks=12).draw(random.Random(0), 0)
+
+
+def test_pairs_tell_of_two_people_in_a_passage() -> None:
+    """The same people and facts as one by one: passages are joined, their tags lost, no token of text."""
+    alone, paired = (Reading(sizes=((8, 2),), people=people) for people in (People(), Pairs()))
+    rows, merged = (exercise.draw(random.Random(3), 0, TOKENIZER) for exercise in (alone, paired))
+    for row, other in zip(rows, merged, strict=True):
+        assert [len(block.text) for block in row.context] == [32] * 8
+        assert [len(block.text) for block in other.context] == [64] * 4
+        assert [t for block in row.context for t in block.text] == [t for block in other.context for t in block.text]
+        assert (row.tail, row.is_answer) == (other.tail, other.is_answer)

@@ -23,6 +23,8 @@ from slurm.jobs.race import RaceJob
 from slurm.jobs.tables import TablesJob
 from slurm.jobs.train import TrainJob
 from slurm.local import Phase
+from slurm.sweeps.objective import STAGES as OBJECTIVE_STAGES
+from slurm.sweeps.objective import objective
 from slurm.sweeps.selection import SEEDS, K, selection
 from slurm.sweeps.tiny import CHOICES, RATES, rag_training, refrag_training, tiny, train_phase
 
@@ -461,3 +463,52 @@ def test_another_budget_is_refused_before_anything_runs(name: str, tmp_path: Pat
     settings: dict[str, Any] = dict(data=None, checkpoint=None, limit=None, device="cpu", out=tmp_path)
     with pytest.raises(InputError, match="budget"):
         next(iter(load(EXPERIMENTS[name])(runs=tmp_path, budget="longer", **settings)))
+
+
+# The 2 x 2 of recipes and k
+
+
+def test_objective_trains_both_recipes_at_both_k_for_three_seeds_and_equally_long(plan: Plan) -> None:
+    phases = plan(objective)
+    assert list(phases) == ["data", "train", "read back", "evaluate", "compare", "tables"]
+    trained = [each for each in phases["train"].jobs if each.system.startswith("refrag")]
+    cells_ = Counter((each.system, each.stage, each.scale, each.seed) for each in trained)
+    assert set(cells_.values()) == {1}
+    assert set(cells_) == {
+        (system, stage, f"objective-k{k}", seed)
+        for system, stages in OBJECTIVE_STAGES.items()
+        for stage in stages
+        for k in (8, 64)
+        for seed in (0, 1, 2)
+    }
+    steps: dict[tuple[str, int], set[int]] = {}
+    for each in trained:
+        place = OBJECTIVE_STAGES[each.system].index(each.stage)
+        steps.setdefault((each.scale, place), set()).add(each.recipe().stage.steps)
+        before = each.before
+        assert before is not None
+        if place:
+            assert (before.system, before.seed, before.scale) == (each.system, each.seed, each.scale)
+        else:
+            assert (before.system, before.stage, before.scale) == ("decoder", "pretrain", "tiny")
+    assert set(map(len, steps.values())) == {1}, "both recipes train for the same numbers of steps"
+
+
+def test_objective_compares_by_one_factor_at_a_time(plan: Plan) -> None:
+    phases = plan(objective)
+    for compared in phases["compare"].jobs:
+        names = [(a.name, b.name) for a, b in compared.contrasts]
+        assert names == [
+            ("v2 k=8", "v1 k=8"),
+            ("v2 k=64", "v1 k=64"),
+            ("v1 k=8", "v1 k=64"),
+            ("v2 k=8", "v2 k=64"),
+        ]
+        for contrast in compared.contrasts:
+            for way in contrast:
+                version, k = way.name.split(" k=")
+                assert len(way.cells) == 3
+                assert all(cell in phases["evaluate"].jobs for cell in way.cells)
+                assert {cell.system for cell in way.cells} == {f"refrag_{version}"}
+                assert all(f"objective-k{k}-" in cell.checkpoint for cell in way.cells)
+                assert {cell.options["expand"] for cell in way.cells} == {0.0}

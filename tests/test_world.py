@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from harness.data.world import facts
+from harness.data.world.facts import in_pairs
 from harness.data.world.lexicon import lexicon
-from harness.data.world.mirror import OPENING, WorldConfig, write_world
+from harness.data.world.mirror import OPENING, SAME_RELATION_SIZES, WorldConfig, write_world
 from harness.data.world.practice import Practice, Reading
 from harness.data.world.tokenizer import build_tokenizer
 from harness.metrics import has_answer_dpr
@@ -171,3 +172,35 @@ def test_every_answer_and_its_end_is_supervised() -> None:
 
 def test_openings_tell_the_suites_apart() -> None:
     assert len(set(OPENING.values())) == 3
+
+
+# Two people to a passage
+
+
+def test_pairs_are_the_same_people_two_to_a_passage(tmp_path: Path) -> None:
+    sizes: dict[str, int] = dict(people=120, questions=10, documents=2)
+    pairs = write_world(WorldConfig(pairs=True, **sizes), tmp_path / "pairs")
+    alone = write_world(WorldConfig(**sizes), tmp_path / "alone")
+    for size in SAME_RELATION_SIZES:
+        rows = read(pairs / "ctxs" / f"same_relation_n{size}.jsonl.gz")
+        assert len(rows) == 10
+        for row in rows:
+            assert len(row["ctxs"]) == size
+            people = [name for ctx in row["ctxs"] for name in ctx["title"].split(", ")]
+            assert len(set(people)) == 2 * size
+            for ctx in row["ctxs"]:
+                first, second = ctx["title"].split(", ")
+                assert ctx["text"].count(first) >= 4
+                assert ctx["text"].count(second) >= 4
+                assert ctx["text"].index(first) < ctx["text"].index(second)
+            (asked,) = (name for name in people if name in row["question"])
+            assert sum(asked in ctx["text"] for ctx in row["ctxs"]) == 1
+    same = "hub/google-research-datasets/nq_open/nq_open/validation-00000-of-00001.parquet"
+    assert (pairs / same).read_bytes() == (alone / same).read_bytes(), "the other suites are as they were"
+    assert WorldConfig(pairs=True).name != WorldConfig().name
+
+
+def test_of_an_odd_number_the_last_passage_stays_alone() -> None:
+    three = [Passage(id=str(i), title=f"T{i}", text=f"Text {i}.") for i in range(3)]
+    assert in_pairs(three) == [Passage(id="0+1", title="T0, T1", text="Text 0. Text 1."), three[2]]
+    assert in_pairs([]) == []
