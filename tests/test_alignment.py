@@ -10,6 +10,7 @@ import pytest
 import torch
 from byte_level import byte_level_tokenizer
 from tiny_refrag import tiny_refrag, write_tiny_refrag
+from tiny_refrag_v1 import tiny_v1
 from torch import Tensor, nn
 
 from harness.cli import catalog
@@ -21,6 +22,7 @@ from harness.train.alignment import ALL, Alignment, Gate, Reconstruction, measur
 from harness.train.loop import NonFiniteLoss
 from harness.train.read_back import held_out, read_back
 from harness.train.rows import IGNORED, Batch
+from refrag_v1.checkpoint import save
 from slurm.jobs.align import AlignJob
 from slurm.local import Phase, run_phases
 
@@ -309,3 +311,11 @@ def test_without_a_gate_nothing_is_missed(checkpoint: Path) -> None:
     result = job.run()
     assert result.missed == ()
     assert "gate" not in job.said(result)
+
+
+def test_v1_is_read_back_in_the_same_way(tmp_path: Path) -> None:
+    training = {"data": "world", "init": "random", "recipe": {"template": "tagged"}}
+    folder = save(tiny_v1(), TOKENIZER, training, tmp_path / "final")
+    (measured,) = AlignJob(checkpoint=folder, chunks=(1,), batches=1).run().measured
+    assert measured.read[ALL].tokens == measured.floor[ALL].tokens == 1024
+    assert measured.read[ALL].perplexity != measured.floor[ALL].perplexity, "its chunks say something else than zeros"
