@@ -10,6 +10,7 @@ from transformers import LlamaForCausalLM
 
 from harness.errors import InputError
 from harness.model.load import SHAPES, checkpoint_digest, load_decoder, random_decoder, shape_config
+from harness.train.export import export
 
 
 @pytest.mark.parametrize(
@@ -94,3 +95,12 @@ def test_unknown_shape_names_the_valid_ones() -> None:
     with pytest.raises(InputError, match="llama2-7b"):
         shape_config("llama2-7B")
     assert "tiny" in SHAPES
+
+
+def test_how_a_tokenizer_was_loaded_is_no_part_of_a_checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    decoder = load_decoder(str(tiny_checkpoint))
+    digests = set()
+    for offline in (True, False):
+        decoder.tokenizer.init_kwargs["local_files_only"] = offline
+        digests.add(checkpoint_digest(export(decoder.model, decoder.tokenizer, {}, tmp_path / str(offline))))
+    assert len(digests) == 1

@@ -43,6 +43,7 @@ def export(
     temporary.mkdir(parents=True)
     try:
         model.save_pretrained(temporary)
+        tokenizer.init_kwargs.pop("local_files_only", None)  # how it was loaded, no part of what it is
         tokenizer.save_pretrained(temporary)
         if beside:
             beside(temporary)

@@ -4,9 +4,10 @@
     refrag-bench run tiny --from-scratch                     trains everything in a short budget: a smoke of the recipe
     refrag-bench run tiny --from-scratch --budget long       trains the accepted checkpoints again
 
-Fills     results/tables/tiny.*, tiny-selection.*, tiny-selection-cost.*, results/figures/tiny*.*
-Cost      offline, 5 minutes on 2 idle cores from the accepted checkpoints: 78 cells of 500 questions and a
-          race of 22 systems; the long budget trains on 25 M tokens, about 75 minutes (results/LOG.md)
+Fills     results/tables/tiny.*, tiny-selection.*, tiny-selection-cost.*, tiny-systems.*, tiny-systems-cost.*,
+          results/figures/tiny*.*
+Cost      offline, @@RUN@@ on 2 cores from the accepted checkpoints: 138 cells of 500 questions and a race of 33
+          systems; 22 minutes from scratch in the short budget, 98 minutes beside other work in the long one
 Expect    8 passages, nothing expanded: standard RAG 99 to 100, REFRAG 98 to 99 at k = 8, 96 to 97 at k = 16, 91 to 94
           at k = 32, where a reader that ignores the entity scores 15 to 20
 """
