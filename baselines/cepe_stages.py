@@ -2,14 +2,15 @@
 
     stage     task                                           trained                    released: LR, tokens    here
     warmup    the same tokens in encoder and decoder         encoder + cross-attention  5e-4, 262 M             below
-    cpt       the decoder goes on from what the encoder read the same                   3e-4, 21 B
+    cpt       the decoder goes on from what the encoder read the same                   3e-4, 21 B              below
 
 Common: AdamW, 4 % warm-up, cosine, no weight decay; the decoder stays frozen. Cross-attention starts as a copy of
 self-attention (``Cepe.initialise_from_self_attention``); the encoder here is the decoder's own first layers, made
 bidirectional, in place of one that was pretrained by masked tokens. ``distilled`` is CEPED's loss: beside
 cross-entropy, twice the KL divergence from the decoder that reads everything as tokens.
 
-At the tiny scale matrices are trained by Muon, as everywhere in this project at that scale.
+At the tiny scale what follows the passages is questions with their answers, as for every other system here; the
+released CEPE never trains on the task. Matrices are trained by Muon, as everywhere in this project at that scale.
 
 Shapes: B rows, T decoder positions, N passages, S positions per passage, V vocabulary.
 """

@@ -63,7 +63,8 @@ class Usage:
     """Decoder positions that the prompt occupies, and how many of the given passages found room in it.
 
     ``stored_bytes`` is what a store would keep of ``encode`` for those passages (chunk embeddings, keys and values),
-    at the precision that it was computed in; 0 where ``encode`` only tokenises.
+    at the precision that it was computed in; 0 where ``encode`` makes nothing that a model computed, or nothing that
+    belongs to one passage.
     """
 
     decoder_positions: int
@@ -96,6 +97,10 @@ class Suite(Protocol):
     """Supplies questions and scores answers."""
 
     name: str
+
+    @property
+    def demonstrations(self) -> Sequence[Demonstration]:
+        """What is shown before every question; empty unless the suite was built with ``shots``."""
 
     def examples(self) -> Iterable[Example]:
         """The questions, in the same order every time."""

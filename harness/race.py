@@ -6,6 +6,7 @@ drifts hits all alike. The first lane is the reference; a second lane of the sam
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -36,8 +37,9 @@ def race(
     """Time every system on every example, batch size 1; the first ``WARM_UP`` examples are not counted."""
     lanes = [Lane() for _ in systems]
     for index, example in enumerate(examples):
-        turn = index % len(systems)
-        for number in [*range(turn, len(systems)), *range(turn)]:
+        order = list(range(len(systems)))
+        random.Random(index).shuffle(order)  # no lane always finds the caches that the same other one left
+        for number in order:
             timed = _first_token(systems[number], example, device)
             if index >= WARM_UP:
                 lanes[number].cached_s.append(timed.ttft_s)

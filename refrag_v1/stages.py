@@ -10,7 +10,7 @@ one number of chunks at a time, from one to the most. No order is enforced, ther
 template. At the tiny scale matrices are trained by Muon, as everywhere in this project at that scale.
 
 The seed's other faults of v1, a dozen GPU-hours on five thousand samples, are no property of a method: here v1 gets the
-tokens that v2 gets.
+steps that v2 gets (the tokens of a step differ with the curriculum: results/LOG.md).
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 The expansion mask is drawn at inference (``refrag_v1.policy``), one of the method's faults: the n-th call for a
 question has its own coins, so equal calls give different answers. The coins of a call depend on the setting ``seed``,
-the question and n alone, so that an evaluation is repeatable all the same.
+the question and n alone, so that an evaluation is repeatable all the same (one that was interrupted, unless a question
+occurs in it twice).
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class RefragV1SystemConfig:
         return {"k": model.k, "template": own_template(read_training(Path(checkpoint)))}
 
     def build(self, decoder: Decoder, cache: Path | None = None) -> RefragV1System:  # noqa: ARG002
-        """The system. Chunks cross the borders of passages, so none is worth keeping: ``cache`` is left alone."""
+        """The system. Chunks cross the borders of passages, so no passage has any to keep: ``cache`` is left alone."""
         return RefragV1System(self, decoder)
 
 
@@ -184,7 +185,6 @@ class RefragV1System:
         return ChunkUsage(
             decoder_positions=len(choice.codes),
             passages_read=sum(start < read for start in islice(starts, len(lengths))),
-            stored_bytes=n * self.llama.embedding[0].nbytes,  # a chunk embedding is as wide as a token's
             chunks=n,
             chunks_expanded=len(choice.expanded),
             effective_rate=effective_rate(self.config.k, len(choice.expanded), n),

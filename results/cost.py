@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,14 +31,18 @@ SHARE_OF = {STORED: "passages_read", EXPANDED: "chunks"}
 SPEEDS = {"ttft_speedup": "TTFT speed-up, cached", "ttft_not_cached_speedup": "TTFT speed-up, not cached"}
 FIGURES = SCORES | SHARES | COUNTS | SPEEDS
 CSV_HEAD = ("experiment", "suite", "passages", "system", "variant", "figure", "mean", "low", "high", "n", "run_id")
+NOISY = 1.2  # an A/A interval wider than this says that the machine was busy with something else
 NOTES = (
     "Fact expanded: how often a chunk that states the asked fact was among the expanded ones.",
     "Effective rate: k / (1 - p + k p) at the share p of chunks that was expanded (arXiv:2509.01092v2, p. 5).",
+    "Decoder positions: of self-attention. KV reuse attends over them all and computes the question's alone; CEPE's "
+    "passages stand in its encoder; REPLUG's are of all its prompts together.",
     "TTFT speed-up: the first system's median time to the first token over this one's, prompts interleaved, batch size "
-    "1; cached: chunk embeddings are there already, not cached: encoding is inside. The first line's own figure is its "
-    "A/A pair: what differs from 1 by less than that is noise.",
+    "1; cached: what can be made of the passages without the question is there already (REFRAG v1's chunks cross "
+    "passages, so of these in this order), not cached: making it is inside. The first line's own figure is its A/A pair: "
+    "what differs from 1 by less than that is noise.",
     "Stored bytes per passage: what a store would keep of a passage's encoding (chunk embeddings, keys and values), at "
-    "the precision of the run.",
+    "the precision of the run; 0: nothing that belongs to one passage.",
     "At this size a forward pass is mostly overhead, so speed-ups are far below those of a large decoder.",
 )
 
@@ -137,7 +141,11 @@ def to_grid(table: CostTable, folder: Path) -> Grid:
             ]
             for line in table.lines
         ],
-        notes=[f"n = {', '.join(map(str, n))} questions, {', '.join(map(str, prompts))} prompts timed.", *NOTES],
+        notes=[
+            f"n = {', '.join(map(str, n))} questions, {', '.join(map(str, prompts))} prompts timed.",
+            *_noisy(table.lines),
+            *NOTES,
+        ],
     )
 
 
@@ -162,6 +170,17 @@ def to_csv(table: CostTable) -> str:
                 key = [table.experiment, table.suite, table.passages, line.row.system, line.row.variant, name]
                 writer.writerow([*key, value.mean, value.low, value.high, value.n, source.run_id])
     return text.getvalue()
+
+
+def _noisy(lines: Sequence[Line]) -> list[str]:
+    """A warning where the race's A/A pair, the interval nearest to 1 of its reference, is wide."""
+    pairs = [
+        line.value("ttft_speedup") for line in lines if line.race and line.race.run_id in " ".join(line.race.notes)
+    ]
+    wide = [pair for pair in pairs if pair and pair.high > NOISY * pair.low]
+    return [
+        f"NOISY: the A/A pair spans {pair.low:.2f} to {pair.high:.2f}; race again on an idle machine." for pair in wide
+    ]
 
 
 def _shows(line: Line, name: str) -> bool:

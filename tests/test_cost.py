@@ -386,3 +386,14 @@ def test_no_passage_read_is_no_share(runs: Path) -> None:
     head, *lines = cells_of(to_grid(table_of(runs), runs.parent).markdown())
     assert "Stored bytes per passage" not in head, "nobody has any"
     assert any(line[0] == "No context" for line in lines)
+
+
+@pytest.mark.parametrize(("width", "noisy"), [(0.05, False), (0.25, True)])
+def test_a_wide_pair_of_the_same_system_is_said_to_be_noise(tmp_path: Path, width: float, noisy: bool) -> None:
+    scored(tmp_path, "c", system())
+    note = f"Speed-ups are against run {'2' * 16}, on the same prompts"
+    speed = {"ttft_speedup": interval(1.0, width, n=60), "ttft_not_cached_speedup": NOT_CACHED}
+    raced(tmp_path, "2", system(), 1.0, metrics=speed, notes=[note])
+    raced(tmp_path, "3", system(8), 2.0, notes=[note])
+    scored(tmp_path, "d", system(8))
+    assert ("NOISY: the A/A pair spans" in to_grid(table_of(tmp_path), tmp_path).markdown()) == noisy

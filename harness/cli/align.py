@@ -32,7 +32,9 @@ each with all, names, values, each with perplexity, accuracy from 0 to 1, tokens
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = DESCRIPTION, EPILOG
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="what `train refrag_v2` made")
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, metavar="DIR", help="what `train refrag_v2` (or v1) made"
+    )
     parser.add_argument(
         "--chunks", type=_counts, default=(1, 2, 4, 8), metavar="L,L", help="numbers of chunks (1,2,4,8)"
     )

@@ -6,6 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
+from harness.cli.catalog import SYSTEMS
+
 HELP = "evaluate one system on one suite (goes on where its journal ends)"
 
 DESCRIPTION = """\
@@ -33,7 +35,8 @@ settings (--set NAME=VALUE); the checkpoint's own where it knows them:
   k=N                        llama_k, extract: rate, chunk length (8)
   in_decoder=N               cepe: so many passages as tokens in the decoder, the others in the encoder (0)
   cross_kv=cached|recomputed cepe: keep keys and values, or project them at every step as the released code does
-  expand=P                   refrag_v2: share of the chunks left as tokens, 0 to 1
+  expand=P                   refrag_v1, refrag_v2: share of the chunks left as tokens, 0 to 1; extract: whose positions
+  seed=N                     refrag_v1: of the coins that choose them (0)
   select=NAME                refrag_v2: which ones: none, all, first, random, perplexity-desc, perplexity-asc, policy,
                              oracle (synthetic world only)
 """
@@ -41,7 +44,7 @@ settings (--set NAME=VALUE); the checkpoint's own where it knows them:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = DESCRIPTION, EPILOG + SETTINGS
-    parser.add_argument("--system", required=True, help="standard_rag, refrag_v2")
+    parser.add_argument("--system", required=True, help=", ".join(SYSTEMS))
     parser.add_argument("--suite", required=True, help="nq, triviaqa, popqa; same_relation (synthetic world only)")
     add_decoder_arguments(parser)
     parser.add_argument("--passages", type=int, default=0, metavar="N", help="passages per question; 0 is closed-book")

@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from harness.cli.catalog import SYSTEMS
 from harness.cli.evaluate import SETTINGS, add_decoder_arguments
 
 HELP = "answer one question, closed-book or over passages found in an index"
@@ -23,7 +24,7 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = DESCRIPTION, EPILOG + SETTINGS
     parser.add_argument("question", metavar="QUESTION")
-    parser.add_argument("--system", default="standard_rag", help="standard_rag (default), refrag_v2")
+    parser.add_argument("--system", default="standard_rag", help=f"{', '.join(SYSTEMS)} (standard_rag)")
     add_decoder_arguments(parser)
     parser.add_argument("--index", type=Path, metavar="DIR", help="index folder to retrieve from")
     parser.add_argument("--passages", type=int, default=4, metavar="N", help="passages to read (4)")

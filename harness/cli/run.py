@@ -12,11 +12,13 @@ Run an experiment end to end. Whatever is there already is not done again, so th
 interruption.
 
 experiments:
-  tiny   the synthetic world: standard RAG and REFRAG v2 at k = 8, 16 and 32, on three suites and on the same-relation
-         hard set; what is expanded (nothing, by chance, by the policy, by an oracle, everything); who answers first.
+  tiny   the synthetic world: every system on three suites and on the same-relation hard set, with REFRAG v2 at k = 8,
+         16 and 32; what is expanded (nothing, by chance, by the policy, by an oracle, everything); who answers first.
          Starts from the accepted checkpoints; --from-scratch trains everything (offline; minutes on 2 cores)
   selection
          does GRPO teach the policy anything: three seeds against their own start and against chance, paired tests
+  objective
+         REFRAG v1's recipe and v2's, each at k = 8 and 64, three seeds, paired tests
   real   NQ, TriviaQA and PopQA questions over the corpus of a data root: indexes it with BM25, FAISS and Qdrant,
          freezes every retrieval, prints hit@1/5/20, and evaluates the tiny decoder on it (scores near zero: it has
          never read natural language; give --checkpoint for a decoder that has)"""
@@ -32,13 +34,13 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = DESCRIPTION, EPILOG
-    parser.add_argument("experiment", metavar="NAME", help="tiny, selection, real")
+    parser.add_argument("experiment", metavar="NAME", help="tiny, selection, objective, real")
     parser.add_argument("--data", type=Path, metavar="DIR", help="data root (default: REFRAG_DATA; tiny makes its own)")
     parser.add_argument("--checkpoint", metavar="DIR", help="decoder to evaluate (default: the trained tiny one)")
     parser.add_argument("--from-scratch", action="store_true", help="train everything, accepted checkpoints or not")
     parser.add_argument(
         "--budget",
-        help="of training: long (the accepted checkpoints'), short (selection's; tiny's with --from-scratch)",
+        help="of training: long (the accepted checkpoints'), short (tiny's with --from-scratch), half (selection's)",
     )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N questions of every suite")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")

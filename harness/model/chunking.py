@@ -1,8 +1,8 @@
 """Passages cut into chunks of k decoder tokens, laid out for an encoder.
 
-Chunks are counted in tokens of the *decoder*, because they stand for decoder positions; a chunk never crosses a
-passage's border, so that a passage is prepared once for all questions; the last chunk of a passage may be shorter.
-(The paper leaves all three open.) Markup such as a passage tag is not part of any chunk.
+Chunks are counted in tokens of the *decoder*, because they stand for decoder positions; a chunk never crosses the
+border of what is given as one, a passage as a rule, so that a passage is prepared once for all questions; the last
+chunk of it may be shorter. (The paper leaves all three open.) Markup such as a passage tag is not part of any chunk.
 
 An encoder with a tokenizer of its own reads the text of the chunks (``chunk_texts``): no text is lost, and every
 character belongs to exactly one chunk. Every chunk keeps at least one encoder position, even where it has no text.

@@ -121,7 +121,7 @@ def _speedup(reference_s: list[float], own_s: list[float]) -> Interval:
 
 def _name(record: RunRecord) -> str:
     system = record.spec["system"]
-    config = {key: system["config"][key] for key in ("k", "expand", "select") if key in system["config"]}
+    config = {key: system["config"][key] for key in ("k", "expand", "select", "cross_kv") if key in system["config"]}
     return " ".join([system["name"], *(f"{key}={value}" for key, value in config.items())])
 
 

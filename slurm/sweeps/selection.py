@@ -12,7 +12,6 @@ Expect    GRPO expands the right chunk 45 points more often than its start and 5
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,14 @@ from slurm.jobs.evaluate import EvaluateJob
 from slurm.jobs.tables import TablesJob
 from slurm.jobs.train import TrainJob
 from slurm.local import Phase
-from slurm.sweeps.tiny import ANSWER_TOKENS, MOST, SHARE, refrag_training, train_phase
+from slurm.sweeps import tiny
+from slurm.sweeps.tiny import ANSWER_TOKENS, MOST, SHARE, suffix, train_phase
 
 NAME = "selection"
 # Where there is something to choose: four facts a chunk, and a model whose chunks were learned half, while it reads
 # tokens as well as ever. The long budget's reads chunks so well that little is left to gain (results/LOG.md).
 K, BUDGET = 32, "half"
+BUDGETS = tiny.BUDGETS | {"half": "-half"}
 SEEDS = (0, 1, 2)
 WORLD = WorldConfig(seed=1, questions=1000)  # other people and other questions than the main table's
 
@@ -46,7 +47,14 @@ def selection(
 ) -> Iterator[Phase]:
     """Phases of the experiment. ``checkpoint`` is a fine-tuned REFRAG v2 at this k; None trains one."""
     budget = budget or BUDGET
-    model = replace(refrag_training(K, runs, device, budget, from_scratch=from_scratch), stage="finetune")
+    model = TrainJob(
+        system="refrag_v2",
+        stage="finetune",
+        scale=f"tiny-k{K}{suffix(budget, BUDGETS)}",
+        runs=runs,
+        device=device,
+        from_scratch=from_scratch,
+    )
     world = WorldJob(config=WORLD, folder=runs / "data" / WORLD.name)
     root = data or world.folder
     if data is None:

@@ -6,7 +6,7 @@
 
 Fills     results/tables/tiny.*, tiny-selection.*, tiny-selection-cost.*, tiny-systems.*, tiny-systems-cost.*,
           results/figures/tiny*.*
-Cost      offline, @@RUN@@ on 2 cores from the accepted checkpoints: 138 cells of 500 questions and a race of 33
+Cost      offline, minutes on 2 cores from the accepted checkpoints: 138 cells of 500 questions and a race of 33
           systems; 22 minutes from scratch in the short budget, 98 minutes beside other work in the long one
 Expect    8 passages, nothing expanded: standard RAG 99 to 100, REFRAG 98 to 99 at k = 8, 96 to 97 at k = 16, 91 to 94
           at k = 32, where a reader that ignores the entity scores 15 to 20
@@ -63,7 +63,7 @@ LAST_STAGES = {
     "cepe": ("cpt", "tiny"),
     "refrag_v1": ("train_policy", "tiny-k64"),
 }
-BUDGETS = {"long": "", "half": "-half", "short": "-short"}  # half: REFRAG alone (selection.py)
+BUDGETS = {"long": "", "short": "-short"}
 
 # What is expanded, and by whom: rows of the selection table.
 NOTHING: Mapping[str, Any] = {"expand": 0.0, "select": "none"}
@@ -225,11 +225,11 @@ def refrag_training(k: int, runs: Path, device: str, budget: str, *, from_scratc
     )
 
 
-def suffix(budget: str) -> str:
+def suffix(budget: str, budgets: Mapping[str, str] = BUDGETS) -> str:
     """What a budget adds to the name of a scale. Raises ``InputError`` with the valid budgets."""
-    if budget not in BUDGETS:
-        raise unknown("budget", budget, BUDGETS)
-    return BUDGETS[budget]
+    if budget not in budgets:
+        raise unknown("budget", budget, budgets)
+    return budgets[budget]
 
 
 def train_phase(targets: Sequence[TrainJob]) -> Phase:
