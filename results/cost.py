@@ -39,8 +39,8 @@ NOTES = (
     "passages stand in its encoder; REPLUG's are of all its prompts together.",
     "TTFT speed-up: the first system's median time to the first token over this one's, prompts interleaved, batch size "
     "1; cached: what can be made of the passages without the question is there already (REFRAG v1's chunks cross "
-    "passages, so of these in this order), not cached: making it is inside. The first line's own figure is its A/A pair: "
-    "what differs from 1 by less than that is noise.",
+    "passages, so of these in this order), not cached: making it is inside. The first line's own figure is its A/A "
+    "pair: what differs from 1 by less than that is noise.",
     "Stored bytes per passage: what a store would keep of a passage's encoding (chunk embeddings, keys and values), at "
     "the precision of the run; 0: nothing that belongs to one passage.",
     "At this size a forward pass is mostly overhead, so speed-ups are far below those of a large decoder.",
@@ -173,13 +173,13 @@ def to_csv(table: CostTable) -> str:
 
 
 def _noisy(lines: Sequence[Line]) -> list[str]:
-    """A warning where the race's A/A pair, the interval nearest to 1 of its reference, is wide."""
-    pairs = [
-        line.value("ttft_speedup") for line in lines if line.race and line.race.run_id in " ".join(line.race.notes)
-    ]
-    wide = [pair for pair in pairs if pair and pair.high > NOISY * pair.low]
+    """A warning where the race's A/A pair is wide: the own figure of the run that its notes name as the reference."""
+    races = [line.race for line in lines if line.race]
+    pairs = [race.metrics["ttft_speedup"] for race in races if any(race.run_id in note for note in race.notes)]
     return [
-        f"NOISY: the A/A pair spans {pair.low:.2f} to {pair.high:.2f}; race again on an idle machine." for pair in wide
+        f"NOISY: the A/A pair spans {pair.low:.2f} to {pair.high:.2f}; race again on an idle machine."
+        for pair in pairs
+        if pair.high > NOISY * pair.low
     ]
 
 

@@ -1,11 +1,12 @@
-"""Why does REFRAG v1 fail: its objective, or its k? Both recipes at k = 8 and k = 64, three seeds, equal steps.
+"""Why does REFRAG v1 fail: its recipe, or its k? Both recipes at k = 8 and k = 64, three seeds, equal steps.
 
     refrag-bench run objective
 
 Fills     results/tables/objective.*, objective-2.*, objective-4.* (paired differences, by passages);
           runs/alignment/objective-*.json
 Cost      offline, CPU: 12 trainings of 60 + 500 steps and 24 x 500 questions; 42 minutes beside other work
-Expect    both recipes answer 97 to 99 % at k = 8 and less than chance at k = 64: k decides, the recipe does not
+Expect    both recipes answer 97 to 99 % at k = 8 and no better than chance at k = 64. What that does and does not say
+          of the objective: results/LOG.md
 
 A recipe is all of what the seed document blames: the repeated embedding, the linear curriculum, the learning rates and
 their schedule, the Tanh. Encoder, pooling, decoder, data and numbers of steps are the same. Passages tell of two people
