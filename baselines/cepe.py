@@ -27,7 +27,7 @@ from torch import Tensor
 from baselines.cepe_checkpoint import load_cepe, read_config
 from baselines.cepe_model import Cepe, Context, KeysValues
 from harness.errors import InputError, unknown
-from harness.model.decode import Prompts, greedy, left_pad
+from harness.model.decode import Prompts, greedy, left_pad, of_like_length
 from harness.model.llama import Llama
 from harness.model.load import Decoder
 from harness.model.prompting import Prompting
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from harness.model.llama import Between
 
 CROSS_KV = ("cached", "recomputed")
-PASSAGES_AT_ONCE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +114,7 @@ class CepeSystem:
         return Encoded([row[:n] for row in rows], [[next(encoded) for _ in row[n:]] for row in rows])
 
     def generate(self, questions: Sequence[str], context: Encoded, *, max_new_tokens: int) -> Iterator[Tensor]:
-        prompts, _ = self._prompts(questions, context, max_new_tokens)
+        prompts, _ = self.prompting.whole_prompts(questions, context.tokens, max_new_tokens)
         ids_BT, mask_BT = left_pad(prompts, self.pad_id, self.llama.embedding.device)
         between = self._between(context.passages)
         return greedy(
@@ -127,7 +126,7 @@ class CepeSystem:
 
     def usage(self, questions: Sequence[str], context: Encoded, *, max_new_tokens: int) -> list[Usage]:
         """``decoder_positions`` are those of self-attention; passages in the encoder take none of them."""
-        prompts, read = self._prompts(questions, context, max_new_tokens)
+        prompts, read = self.prompting.whole_prompts(questions, context.tokens, max_new_tokens)
         return [
             Usage(
                 decoder_positions=len(prompt),
@@ -140,24 +139,11 @@ class CepeSystem:
     def text(self, columns: Sequence[Tensor]) -> list[str]:
         return self.prompting.text(columns)
 
-    def _prompts(
-        self, questions: Sequence[str], context: Encoded, max_new_tokens: int
-    ) -> tuple[list[list[int]], list[int]]:
-        """Token ids of each decoder prompt, and how many passages found room in it."""
-        rows, read = [], []
-        for question, blocks in zip(self.prompting.questions(questions), context.tokens, strict=True):
-            n = self.prompting.fitting(list(map(len, blocks)), question, max_new_tokens)
-            rows.append([*self.prompting.start, *(token for block in blocks[:n] for token in block), *question])
-            read.append(n)
-        return rows, read
-
     @torch.inference_mode()
     def _encode(self, blocks: Sequence[Sequence[int]]) -> list[EncodedPassage]:
         """Each block of token ids alone; blocks of similar length share a batch."""
         encoded: dict[int, EncodedPassage] = {}
-        by_length = sorted(range(len(blocks)), key=lambda index: len(blocks[index]))
-        for at in range(0, len(by_length), PASSAGES_AT_ONCE):
-            batch = by_length[at : at + PASSAGES_AT_ONCE]
+        for batch in of_like_length(blocks):
             ids_NS, mask_NS = left_pad([blocks[index] for index in batch], self.pad_id, self.llama.embedding.device)
             states = self.model.encode(ids_NS, mask_NS)
             cached = self.config.cross_kv == "cached"

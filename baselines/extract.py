@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import InputError
-from harness.model.chunking import expanded_count, split
+from harness.model.chunking import context_positions, split
 from harness.model.load import Decoder
 from harness.model.prompted import Prompted
 from harness.model.prompting import Prompting
@@ -114,9 +114,8 @@ class Extract:
 
 def refrag_positions(passages: Sequence[CutPassage], expand: float) -> int:
     """The positions that REFRAG's context of these passages occupies if it expands the longest of their chunks."""
-    lengths = sorted((len(chunk) for passage in passages for chunk in passage.chunks), reverse=True)
-    expanded = lengths[: expanded_count(expand, len(lengths))]
-    return sum(len(passage.tag) for passage in passages) + len(lengths) + sum(length - 1 for length in expanded)
+    tags = sum(len(passage.tag) for passage in passages)
+    return context_positions(tags, [len(chunk) for passage in passages for chunk in passage.chunks], expand)
 
 
 def fitting(passages: Sequence[CutPassage], expand: float, room: int) -> Sequence[CutPassage]:

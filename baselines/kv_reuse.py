@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import InputError
-from harness.model.decode import Prompts, greedy, left_pad
+from harness.model.decode import Prompts, greedy, left_pad, of_like_length
 from harness.model.llama import KVCache, Llama, rotate
 from harness.model.load import Decoder
 from harness.model.prompting import Prompting
@@ -37,7 +37,6 @@ from harness.train.export import own_template, read_training
 
 # Frequencies that depend on nothing and a scale of 1: the rotary embeddings whose angles add.
 FIXED_ROTARY = ("default", "linear", "llama3")
-BLOCKS_AT_ONCE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,9 +157,7 @@ def read_apart(llama: Llama, blocks: Sequence[Sequence[int]], pad_id: int) -> li
     at all positions but one, never its keys and values.
     """
     read: dict[int, CachedBlock] = {}
-    by_length = sorted(range(len(blocks)), key=lambda index: len(blocks[index]))
-    for at in range(0, len(by_length), BLOCKS_AT_ONCE):
-        batch = by_length[at : at + BLOCKS_AT_ONCE]
+    for batch in of_like_length(blocks):
         ids_BS, mask_BS = left_pad([blocks[index] for index in batch], pad_id, llama.embedding.device)
         cache = llama.new_cache(*ids_BS.shape)
         llama.prefill(llama.embed(ids_BS), mask_BS, cache)

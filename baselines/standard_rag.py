@@ -53,10 +53,4 @@ class StandardRAG:
     def prompts(
         self, questions: Sequence[str], context: list[list[Block]], max_new_tokens: int
     ) -> tuple[list[list[int]], list[int]]:
-        """Token ids of each prompt, and how many passages found room in it."""
-        rows, read = [], []
-        for question, passages in zip(self.prompting.questions(questions), context, strict=True):
-            n = self.prompting.fitting(list(map(len, passages)), question, max_new_tokens)
-            rows.append([*self.prompting.start, *(token for block in passages[:n] for token in block), *question])
-            read.append(n)
-        return rows, read
+        return self.prompting.whole_prompts(questions, context, max_new_tokens)

@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from harness.errors import InputError
 from harness.model.chunked import ChunkedPassage, Chunks, ChunkUsage, in_chunks, rows_of
-from harness.model.chunking import effective_rate, expanded_count
+from harness.model.chunking import context_positions, effective_rate
 from harness.model.decode import Prompts, greedy
 from harness.model.llama import Llama
 from harness.model.load import Decoder
@@ -172,8 +172,8 @@ class RefragV1System:
         """The text as far as it finds room even if its expanded chunks are its longest."""
         n = len(text.chunks)
         while n:
-            longest = sorted(map(len, text.chunks[:n]), reverse=True)[: expanded_count(self.config.expand, n)]
-            if self.prompting.fitting([n + sum(length - 1 for length in longest)], question, max_new_tokens):
+            positions = context_positions(0, list(map(len, text.chunks[:n])), self.config.expand)
+            if self.prompting.fitting([positions], question, max_new_tokens):
                 break
             n -= 1
         return ChunkedPassage(text.tag, text.chunks[:n], text.first)

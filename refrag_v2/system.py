@@ -23,7 +23,7 @@ from harness.data.world.facts import is_question
 from harness.errors import InputError
 from harness.model.chunk_cache import ChunkCache
 from harness.model.chunked import ChunkedPassage, Chunks, ChunkUsage, in_chunks, rows_of
-from harness.model.chunking import effective_rate, expanded_count, split
+from harness.model.chunking import context_positions, effective_rate, expanded_count, split
 from harness.model.decode import Prompts, greedy
 from harness.model.llama import Llama
 from harness.model.load import Decoder
@@ -183,9 +183,9 @@ class RefragV2:
         """The passages that find room even if the chunks that are expanded are the longest of each."""
         n = len(passages)
         while n:
-            chunks = [chunk for p in passages[:n] for chunk in p.chunks]
-            longest = sorted(map(len, chunks), reverse=True)[: expanded_count(self.config.expand, len(chunks))]
-            positions = sum(len(p.tag) for p in passages[:n]) + len(chunks) + sum(length - 1 for length in longest)
+            tags = sum(len(passage.tag) for passage in passages[:n])
+            lengths = [len(chunk) for passage in passages[:n] for chunk in passage.chunks]
+            positions = context_positions(tags, lengths, self.config.expand)
             if self.prompting.fitting([positions], question, max_new_tokens):
                 break
             n -= 1

@@ -1,6 +1,7 @@
 """What tests share: where the external data lies, and no network."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,17 @@ def shared_path(relative: str) -> Path:
     if not path.exists():
         pytest.skip(f"needs {relative} of the external data; set REFRAG_SHARED to the folder that holds it")
     return path
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Of matrices this small a second thread makes a slower test; and ``TrainJob`` leaves one behind."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ The reference is ``Cepe.forward`` on one question at a time; what it computes is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,13 @@ from baselines.standard_rag import StandardRAG, StandardRAGConfig
 from harness import prompts
 from harness.data.world.tokenizer import build_tokenizer
 from harness.errors import InputError
+from harness.model import decode
 from harness.model.decode import Reader
 from harness.model.load import Decoder, load_decoder
 from harness.protocol import Passage
 from slurm.jobs.system import open_system
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 TOKENIZER = build_tokenizer()
 HEADS, HEAD_WIDTH = 4, 24
@@ -41,15 +44,6 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 EACH_SHAPE = pytest.mark.parametrize("shape", SHAPES)
 EACH_WAY = pytest.mark.parametrize("cross_kv", CROSS_KV)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Of matrices this small a second thread makes a slower test."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def write(folder: Path, kv_heads: int, **shape: Any) -> Path:
@@ -246,7 +240,7 @@ def test_the_first_passages_stand_as_tokens_and_the_others_are_encoded(
     checkpoint: Path, in_decoder: int, cross_kv: str
 ) -> None:
     system = opened(checkpoint, in_decoder=in_decoder, cross_kv=cross_kv)
-    got, _ = system._prompts(QUESTIONS, system.encode(ragged()), 8)
+    got, _ = system.prompting.whole_prompts(QUESTIONS, system.encode(ragged()).tokens, 8)
     theirs = standard_rag(checkpoint)
     assert got == theirs.layout.prompts(QUESTIONS, theirs.encode([row[:in_decoder] for row in ragged()]), 8)[0]
     expected = [
@@ -288,7 +282,7 @@ def test_passages_are_encoded_as_if_alone(
 ) -> None:
     """However many share a batch, and each in its place afterwards."""
     expected = logits(opened(checkpoint, cross_kv=cross_kv), QUESTIONS, ragged())
-    monkeypatch.setattr(cepe, "PASSAGES_AT_ONCE", at_once)
+    monkeypatch.setattr(decode, "AT_ONCE", at_once)
     system = opened(checkpoint, cross_kv=cross_kv)
     close(logits(system, QUESTIONS, ragged()), expected)
     for row in ragged():

@@ -38,6 +38,8 @@ from harness.train.optim import freeze
 from harness.train.rows import IGNORED, Batch, Block, Row
 from slurm.jobs.train import ACCEPTED, TrainJob
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 TOKENIZER = build_tokenizer()
 PAD = TOKENIZER.pad_token_id
@@ -45,15 +47,6 @@ STAGES = ("warmup", "cpt")
 EACH_STAGE = pytest.mark.parametrize("stage", STAGES)
 NAMES = RECIPES["cepe"]  # kept here, because some tests put other recipes there
 ADDED = ("encoder.", "cross.")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Of matrices this small a second thread makes a slower test; and ``TrainJob`` leaves one behind."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def recipe(stage: str, scale: str = "tiny") -> CepeRecipe:

@@ -6,16 +6,15 @@ import math
 import random
 import re
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import bm25s
 import pytest
-import torch
 from byte_level import byte_level_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loud import answer, loud_decoder, passages
 from tiny_refrag import write_tiny_refrag
 
 from baselines.extract import (
@@ -36,9 +35,11 @@ from harness import prompts
 from harness.data.world.facts import draw_biography, draw_person, draw_relations, state
 from harness.data.world.tokenizer import build_tokenizer
 from harness.errors import InputError
-from harness.model.load import Decoder, load_decoder, random_decoder
+from harness.model.load import Decoder, load_decoder
 from harness.protocol import Passage, System
 from refrag_v2.system import RefragV2Config
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 TOKENIZER = build_tokenizer()
 QUESTION, NEW = "what is the rival", 4  # 6 tokens with "?" and the answer tag, and the start token before
@@ -47,42 +48,18 @@ WORDS = ("The", "rival", "of", "is", "was", "what", "Name")
 K = 4
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Of matrices this small a second thread makes a slower test."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def decoder() -> Decoder:
-    """One that answers nonsense, and another nonsense for every other prompt: at a random start all look alike."""
-    model = random_decoder("tiny", seed=1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                parameter.mul_(5)
-    return Decoder(model=model, tokenizer=TOKENIZER, checkpoint="none", source="none")
+    return loud_decoder()
 
 
 def opened(decoder: Decoder, **settings: Any) -> Extract:
     return ExtractConfig(**{"k": K, "template": "tagged"} | settings).build(decoder)
 
 
-def passages(*texts: str) -> list[Passage]:
-    return [Passage(id=str(i), title="t", text=text) for i, text in enumerate(texts)]
-
-
 def of_lengths(lengths: list[int]) -> list[Passage]:
     """Passages of so many tokens, tags apart."""
     return passages(*(" ".join(WORDS[(row + i) % len(WORDS)] for i in range(n)) for row, n in enumerate(lengths)))
-
-
-def answer(system: System, questions: list[str], rows: list[list[Passage]], n: int = 8) -> list[list[int]]:
-    columns = list(system.generate(questions, system.encode(rows), max_new_tokens=n))
-    return torch.stack(columns, dim=1).tolist()
 
 
 def read(system: Extract, row: list[Passage], question: str = QUESTION) -> str:

@@ -5,7 +5,7 @@ The reference is transformers' own forward on one row without padding, its mask 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from baselines import kv_reuse, stages
+from baselines import stages
 from baselines.kv_reuse import CachedBlock, KvReuse, KvReuseConfig, assemble, move, read_apart
 from baselines.kv_reuse_stages import FINETUNE, TAIL, BlockRecipe, block_mask, collate_blocks, read_blocks
 from baselines.standard_rag import StandardRAG, StandardRAGConfig
@@ -22,11 +22,14 @@ from harness import prompts
 from harness.data.world.practice import Reading
 from harness.data.world.tokenizer import build_tokenizer
 from harness.errors import InputError
+from harness.model import decode
 from harness.model.llama import KVCache, Llama
 from harness.model.load import Decoder, load_decoder
 from harness.protocol import Passage
 from harness.train.loop import train
 from harness.train.rows import Block, Row
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
 TOKENIZER = build_tokenizer()
@@ -41,15 +44,6 @@ LLAMA3 = {
 }
 LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
 QUESTIONS = ["what is the rival of", "Name the", "what", "is was is"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Of matrices this small a second thread makes a slower test."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def random_model(kv_heads: int = 2, seed: int = 0, **changes: object) -> LlamaForCausalLM:
@@ -231,7 +225,7 @@ def test_the_order_of_passages_moves_them_and_no_more() -> None:
 @pytest.mark.parametrize("at_once", [1, 3, 64])
 def test_a_passage_is_encoded_the_same_in_any_batch(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
     system = build(random_model(seed=5))
-    monkeypatch.setattr(kv_reuse, "BLOCKS_AT_ONCE", at_once)
+    monkeypatch.setattr(decode, "AT_ONCE", at_once)
     together = system.encode(ragged())
     assert [len(row) for row in together.passages] == [len(row) for row in ragged()]
     for row, cached in zip(ragged(), together.passages, strict=True):

@@ -7,7 +7,7 @@ import math
 import random
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -44,18 +44,11 @@ from refrag_v2.policy import (
 from refrag_v2.selectors import Candidates, by_policy
 from refrag_v2.stages import POLICY, POLICY_START
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TOKENIZER = build_tokenizer()
 K, WIDTH = 8, 128
 LOGITS = (0.3, -1.2, 0.8, 0.0)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Of matrices this small a second thread makes a slower test."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # What a sequence of picks is worth

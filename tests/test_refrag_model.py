@@ -6,7 +6,7 @@ import itertools
 import json
 import random
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +34,11 @@ from refrag_v2.model import POSITION_SCALE, Projector, Refrag, RefragConfig
 from refrag_v2.policy import Policy, PolicyConfig
 from refrag_v2.system import RefragV2, RefragV2Config
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TOKENIZER = build_tokenizer()
 K, WIDTH = 8, 128
 TRAINING = {"data": "world", "init": "random", "recipe": {"template": "tagged"}}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Of matrices this small a second thread makes a slower test."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def refrag(seed: int = 0, **config: Any) -> Refrag:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -29,6 +29,8 @@ from refrag_v2.recipe import ENCODING, PolicyRecipe, RefragRecipe
 from refrag_v2.system import RefragV2Config
 from slurm.jobs.train import TrainJob
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 TOKENIZER = build_tokenizer()
 ORDER = ("reconstruction", "cpt", "mixed", "finetune", "policy_start", "policy")
@@ -38,15 +40,6 @@ K = 8
 NAMES = RECIPES["refrag_v2"]  # kept here, because some tests put other recipes there
 
 Recipe = RefragRecipe | PolicyRecipe
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Of matrices this small a second thread makes a slower test; and ``TrainJob`` leaves one behind."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def recipe(stage: str, scale: str = "tiny-k8") -> Any:

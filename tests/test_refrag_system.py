@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from refrag_v2.selectors import SELECTORS
 from refrag_v2.system import Choice, RefragV2, RefragV2Config
 from slurm.jobs.system import open_system
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TOKENIZER = build_tokenizer()
 K = 4  # half a fact
 BETWEEN = [name for name in SELECTORS if name not in ("none", "all")]
@@ -35,15 +37,6 @@ EACH = pytest.mark.parametrize(
     [("none", 0.0), *((name, 0.25) for name in BETWEEN), ("all", 1.0)],
     ids=lambda value: str(value),
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Of matrices this small a second thread makes a slower test."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def write(folder: Path, seed: int = 0, policy: bool = True, **config: Any) -> Path:

@@ -21,7 +21,7 @@ import itertools
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -56,18 +56,11 @@ from refrag_v2.stages import CPT
 from slurm.jobs.system import open_system
 from slurm.jobs.train import TrainJob
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WIDTH = 128
 PASSAGE_TAG = TOKENIZER.convert_tokens_to_ids("<passage>")
 STEPS = 60
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Of matrices this small a second thread makes a slower test; and ``TrainJob`` leaves one behind."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def telling(*texts: list[int]) -> list[Row]:

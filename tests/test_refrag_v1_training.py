@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +30,11 @@ from refrag_v1.stages import BUDGETS
 from refrag_v1.system import RefragV1SystemConfig
 from slurm.jobs.train import TrainJob
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 TRAINING = {"data": "world", "init": "random", "recipe": {"template": "tagged"}}
 RAGGED = [words(11), [], words(1, first=50), words(K, first=60), words(25, first=70)]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Of matrices this small a second thread makes a slower test; and ``TrainJob`` leaves one behind."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

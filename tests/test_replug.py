@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from loud import answer, loud_decoder, passages
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
@@ -15,46 +15,24 @@ from baselines.standard_rag import StandardRAGConfig
 from harness import prompts
 from harness.data.world.tokenizer import build_tokenizer
 from harness.errors import InputError
-from harness.model.load import Decoder, load_decoder, random_decoder
+from harness.model.load import Decoder, load_decoder
 from harness.protocol import Passage, System
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 TOKENIZER = build_tokenizer()
 QUESTION = "what is the rival"  # 6 tokens with "?" and the answer tag
 THREE = ("The rival of", "is The was was was", "was of is The rival The")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Of matrices this small a second thread makes a slower test."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def decoder() -> Decoder:
-    """One that answers nonsense, and another nonsense for every other prompt: at a random start all look alike."""
-    model = random_decoder("tiny", seed=1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                parameter.mul_(5)
-    return Decoder(model=model, tokenizer=TOKENIZER, checkpoint="none", source="none")
+    return loud_decoder()
 
 
 @pytest.fixture(scope="module")
 def system(decoder: Decoder) -> Replug:
     return ReplugConfig(template="tagged").build(decoder)
-
-
-def passages(*texts: str) -> list[Passage]:
-    return [Passage(id=str(i), title="t", text=text) for i, text in enumerate(texts)]
-
-
-def answer(system: System, questions: list[str], rows: list[list[Passage]], n: int = 8) -> list[list[int]]:
-    columns = list(system.generate(questions, system.encode(rows), max_new_tokens=n))
-    return torch.stack(columns, dim=1).tolist()
 
 
 def prompt(question: str, *row: Passage) -> list[int]:

@@ -40,6 +40,12 @@ def expanded_count(p: float, n_chunks: int) -> int:
     return min(n_chunks, math.floor(share + 0.5))
 
 
+def context_positions(tags: int, lengths: Sequence[int], expand: float) -> int:
+    """The most decoder positions of chunks of these ``lengths`` beside ``tags`` tokens: the longest are expanded."""
+    longest = sorted(lengths, reverse=True)[: expanded_count(expand, len(lengths))]
+    return tags + len(lengths) + sum(length - 1 for length in longest)
+
+
 def effective_rate(k: int, expanded: int, n_chunks: int) -> float:
     """k / (1 - p + k p) at the share p that was really expanded (p. 5); 1 where there is nothing to compress."""
     p = expanded / n_chunks if n_chunks else 1.0

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from harness.model.llama import Between, KVCache, Llama
 
+AT_ONCE = 64  # rows that a model reads ahead of any question in one batch
+
 
 class Reader(Protocol):
     """A decoder that stands before the prompts of B rows. What the loop needs of a method, and all that it sees."""
@@ -88,3 +90,10 @@ def left_pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -
     lengths = torch.tensor([len(row) for row in rows], device=device)
     mask = torch.arange(width, device=device)[None] >= (width - lengths)[:, None]
     return ids, mask
+
+
+def of_like_length(rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    """The indices of all rows, shortest first, ``AT_ONCE`` at a time: batches with little padding."""
+    by_length = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    for start in range(0, len(rows), AT_ONCE):
+        yield by_length[start : start + AT_ONCE]

@@ -58,6 +58,17 @@ class Prompting:
         """The same with tag and text in one list: for a system that reads passages as tokens."""
         return [[tag + text for tag, text in row] for row in self.passages(passages)]
 
+    def whole_prompts(
+        self, questions: Sequence[str], passages: Sequence[Sequence[Sequence[int]]], max_new_tokens: int
+    ) -> tuple[list[list[int]], list[int]]:
+        """Token ids of each prompt over passages as tokens, and how many passages found room in it."""
+        rows, read = [], []
+        for question, blocks in zip(self.questions(questions), passages, strict=True):
+            n = self.fitting(list(map(len, blocks)), question, max_new_tokens)
+            rows.append([*self.start, *(token for block in blocks[:n] for token in block), *question])
+            read.append(n)
+        return rows, read
+
     def fitting(self, lengths: Sequence[int], question: Sequence[int], max_new_tokens: int) -> int:
         """How many passages of these lengths, from the front, find room before the question and its answer."""
         room = self.window - max_new_tokens - len(self.start) - len(question)

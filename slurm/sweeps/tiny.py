@@ -7,8 +7,8 @@
 Fills     results/tables/tiny.*, tiny-selection.*, tiny-selection-cost.*, tiny-systems.*, tiny-systems-cost.*,
           results/figures/tiny*.*
 Cost      offline, 6 minutes on 2 idle cores from the accepted checkpoints, installation included: 138 cells of 500
-          questions and a race of 33 systems; 22 minutes from scratch in the short budget, 98 minutes beside other work
-          in the long one
+          questions and a race of 33 systems. Beside other work 22 minutes from scratch in the short budget and 98 in
+          the long one (when it had no baselines yet: 78 cells)
 Expect    8 passages, nothing expanded: standard RAG 99 to 100, REFRAG 98 to 99 at k = 8, 96 to 97 at k = 16, 91 to 94
           at k = 32, where a reader that ignores the entity scores 15 to 20
 """
