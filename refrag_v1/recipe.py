@@ -53,8 +53,8 @@ class RefragV1Recipe:
     def batches(self, model: RefragV1, tokenizer: Any) -> Practice:
         def collate(rows: Sequence[Row], rng: random.Random) -> Batch:  # noqa: ARG001
             batch = lay_out_for(model, run_together(rows), tokenizer)
-            if self.repeat:
-                return batch
+            if self.repeat:  # the decoder reads each chunk's embedding k times, and nothing else
+                return batch | {"attention_mask": (batch["chunk"] >= 0).long()}
             return condense(batch, torch.zeros((len(rows), int(batch["n_chunks"].max())), dtype=torch.bool))
 
         return Practice(self.data, tokenizer, collate, seed=self.stage.seed)

@@ -10,7 +10,7 @@ one number of chunks at a time, from one to the most. No order is enforced, ther
 template. At the tiny scale matrices are trained by Muon, as everywhere in this project at that scale.
 
 The seed's other faults of v1, a dozen GPU-hours on five thousand samples, are no property of a method: here v1 gets the
-steps that v2 gets (the tokens of a step differ with the curriculum: results/LOG.md).
+steps that v2 gets, or at the objective-* scales the tokens (those of a step differ with the curriculum).
 """
 
 from __future__ import annotations
@@ -40,17 +40,19 @@ class Budget:
     cpt_recon: int
     cpt_next: int
     train_policy: int
+    recon_lr: float = 1e-6
 
 
 BUDGETS = {
     "tiny-k64": Budget(k=64, expand=0.25, decoder="tiny", cpt_recon=100, cpt_next=1600, train_policy=200),
     "tiny-k64-short": Budget(k=64, expand=0.25, decoder="tiny-short", cpt_recon=30, cpt_next=430, train_policy=30),
 } | {
-    # The two objectives at two k (slurm/sweeps/objective.py), where refrag_v2 has scales of the same names.
+    # The two objectives at two k (slurm/sweeps/objective.py). refrag_v2 has scales of the same names: all four read
+    # 361 k and 1.44 M decoder tokens in the two stages, and reconstruct at the same rate.
     f"objective-k{k}": Budget(
-        k=k, expand=0.1 if k == 8 else 0.25, decoder="tiny", cpt_recon=60, cpt_next=500, train_policy=100
+        k=k, expand=expand, decoder="tiny", cpt_recon=first, cpt_next=second, train_policy=100, recon_lr=6e-4
     )
-    for k in (8, 64)
+    for k, expand, first, second in ((8, 0.1, 356, 938), (64, 0.25, 353, 1693))
 }
 
 
@@ -79,7 +81,7 @@ def recipes(scale: str, budget: Budget) -> dict[str, RefragV1Recipe | PolicyReci
     return {
         "cpt_recon": RefragV1Recipe(
             after=("decoder", "pretrain", budget.decoder),
-            stage=_stage("cpt_recon", budget.cpt_recon, 1e-6, 1, trained=ENCODING),
+            stage=_stage("cpt_recon", budget.cpt_recon, budget.recon_lr, 1, trained=ENCODING),
             model=model,
             data=Copying(growing=growing(budget.cpt_recon, max(64, k))),
             repeat=True,

@@ -2,16 +2,18 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
+from typing import TypeVar
 
 Work = Callable[[], int]
+Way = TypeVar("Way", bound=Hashable)
 
 
-def interleave(ways: dict[str, Work], rounds: int) -> dict[str, list[float]]:
+def interleave(ways: Mapping[Way, Work], rounds: int) -> dict[Way, list[float]]:
     """Units per second of each way in each round. A way returns how many units (tokens, questions) it did."""
     for work in ways.values():
         work()  # every shape is warmed up apart
-    rates: dict[str, list[float]] = {name: [] for name in ways}
+    rates: dict[Way, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, work in ways.items():
             start = time.perf_counter()

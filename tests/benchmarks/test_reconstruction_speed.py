@@ -5,10 +5,15 @@
   an easier task of as many tokens, so the ratio is one of implementations and not of one computation.
 - *one example at a time*: each chunk is encoded by a call of its own, each example decoded whole. Loss and gradients
   are those of the batched path (asserted). At this width it keeps a thread busy already: what is left is its calls.
+
+Every way is timed in float32 and in bfloat16 (``Stage.precision``). Where the processor multiplies matrices in
+bfloat16, large products gain by it and small ones lose, by casting, so the last table gives each way its faster one.
 """
 
 import random
-from collections.abc import Iterator
+import statistics
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 import torch
@@ -27,6 +32,8 @@ from refrag_v2.model import Refrag, RefragConfig
 from refrag_v2.recipe import ENCODING
 
 BATCH, CONTEXT, K = 8, 512, 16
+UNIT = "context tokens/s"
+PRECISIONS = (torch.float32, torch.bfloat16)
 
 
 @pytest.fixture(autouse=True)
@@ -63,53 +70,66 @@ def test_joint_reconstruction(device: str, trained: tuple[str, ...]) -> None:
     assert [len(row.context[0].text) for row in rows] == [CONTEXT] * BATCH
     batched_loss = answer_loss(read_chunks, language_weight=0.0)
 
-    def ours() -> float:
+    def batched() -> torch.Tensor:
         batch = lay_out_for(model, rows, tokenizer)
         nothing_expanded = torch.zeros(BATCH, CONTEXT // K, dtype=torch.bool)
         batch = {name: tensor.to(device) for name, tensor in condense(batch, nothing_expanded).items()}
-        model.zero_grad()
-        return backward(batched_loss(model, batch))
+        return batched_loss(model, batch)
 
-    def naive() -> float:
-        model.zero_grad()
-        return sum(backward(one_by_one(model, row) / BATCH) for row in rows)
+    losses: dict[str, list[Callable[[], torch.Tensor]]] = {
+        "ours": [batched],
+        "one example at a time": [partial(one_by_one, model, row) for row in rows],
+        "one chunk at a time": [partial(chunk_by_chunk, model, row) for row in rows],
+    }
 
-    def public() -> float:
+    def step(way: str, precision: torch.dtype) -> float:
+        """The mean loss of the batch; its gradients are in the parameters."""
         model.zero_grad()
-        return sum(backward(chunk_by_chunk(model, row) / BATCH) for row in rows)
+        total = 0.0
+        for micro in losses[way]:
+            with torch.autocast(device, precision, enabled=precision != torch.float32):
+                loss = micro() / len(losses[way])
+            loss.backward()
+            total += loss.item()
+        return total
+
+    def gradients(way: str, precision: torch.dtype) -> tuple[float, dict[str, torch.Tensor]]:
+        loss = step(way, precision)
+        return loss, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
     single = [Row(row.start, [Block([], row.context[0].text[:K])], row.tail[:K], row.is_answer[:K]) for row in rows]
     joint = [one_by_one(model, row).item() for row in single]
     assert [chunk_by_chunk(model, row).item() for row in single] == pytest.approx(joint, abs=1e-5)
-    assert ours() == pytest.approx(naive(), abs=1e-4)
-    ours()
-    expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    naive()
-    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    loss, expected = gradients("ours", torch.float32)
+    found_loss, found = gradients("one example at a time", torch.float32)
+    assert found_loss == pytest.approx(loss, abs=1e-4)
     assert expected.keys() == found.keys()
     largest = max(float(gradient.abs().max()) for gradient in expected.values())
     assert largest > 1e-3, "or any two gradients are equal"
     for name, gradient in expected.items():
         torch.testing.assert_close(gradient, found[name], atol=1e-4 * largest, rtol=1e-4, msg=name)
+    rounded_loss, rounded = gradients("ours", torch.bfloat16)
+    assert rounded_loss == pytest.approx(loss, rel=0.01)
+    together = [torch.cat([by_name[name].flatten() for name in expected]) for by_name in (expected, rounded)]
+    assert F.cosine_similarity(*together, dim=0) > 0.99, "bfloat16 points where float32 does"
 
-    tokens = BATCH * CONTEXT
-    ways = {
-        "ours": lambda: ours() and tokens,
-        "one example at a time": lambda: naive() and tokens,
-        "one chunk at a time": lambda: public() and tokens,
-    }
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
     title = (
         f"reconstruction, forward and backward, batch {BATCH}, {CONTEXT} tokens of context, k = {K}, {device}, "
         f"{torch.get_num_threads()} thread; trained: {' '.join(trained) or 'everything'}; "
         + ", ".join(f"{name} {size / 1e6:.2f} M" for name, size in sizes.items())
     )
-    report(title, "context tokens/s", interleave(ways, rounds=9), "ours")
-
-
-def backward(loss: torch.Tensor) -> float:
-    loss.backward()
-    return loss.item()
+    ways = {
+        (name, precision): lambda name=name, precision=precision: step(name, precision) and BATCH * CONTEXT
+        for name in losses
+        for precision in PRECISIONS
+    }
+    rates = interleave(ways, rounds=5)
+    for precision in PRECISIONS:
+        report(f"{title}; {precision}", UNIT, {name: rates[name, precision] for name in losses}, "ours")
+    faster = {name: max(PRECISIONS, key=lambda p: statistics.median(rates[name, p])) for name in losses}
+    best = {f"{name}, {precision}": rates[name, precision] for name, precision in faster.items()}
+    report("each in its faster precision", UNIT, best, f"ours, {faster['ours']}")
 
 
 def one_by_one(model: Refrag, row: Row) -> torch.Tensor:
