@@ -7,7 +7,11 @@ PYTHON ?= python3
 VENV   ?= .venv
 EXTRAS ?= cpu,qdrant,embed,lm-eval,dev
 BIN    := $(VENV)/bin
+DEVICE ?= cpu
 comma  := ,
+# What is worth most comes first: a run that is cut off keeps it.
+GPU_SHAPE ?= --shape llama2-7b --device cuda --lengths 16384,4096,1024,32768,512,2048,8192,65536
+GPU_OUT   ?= runs/latency-gpu
 STAMP  := $(VENV)/.stamp-$(subst $(comma),-,$(EXTRAS))
 
 export HF_HUB_OFFLINE ?= 1
@@ -19,8 +23,8 @@ help:
 	@echo "make test    set up, then run the tests"
 	@echo "make check   ruff, mypy, import contracts"
 	@echo "make slow    proofs that take minutes: kill -9 on the real command"
-	@echo "make bench   benchmarks: decode loop, lm-eval, metrics (prints ratios measured in one run)"
-	@echo "make gpu     the figures that need a GPU"
+	@echo "make bench   benchmarks: decode loop, lm-eval, training step (ratios measured in one run; DEVICE=cuda)"
+	@echo "make gpu     the latency lab on one GPU, at most 9 minutes; no set-up: PYTHON's own torch and transformers"
 	@echo "make clean   remove the environment and everything under runs/"
 	@echo "variables    PYTHON=$(PYTHON)  VENV=$(VENV)  EXTRAS=$(EXTRAS)  (EXTRAS=gpu,... for faiss-gpu)"
 
@@ -40,10 +44,10 @@ slow: $(STAMP)
 	$(BIN)/python -m pytest -q -s -m slow tests
 
 bench: $(STAMP)
-	$(BIN)/python -m pytest -q -s tests/benchmarks
+	$(BIN)/python -m pytest -q -s tests/benchmarks --device $(DEVICE)
 
-gpu: $(STAMP)
-	$(BIN)/python -m pytest -q -s tests/benchmarks --device cuda
+gpu:
+	$(PYTHON) -m harness.cli.main latency $(GPU_SHAPE) --minutes 8 --rounds 5 --batches 1,8 --out $(GPU_OUT)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from baselines.cepe_checkpoint import load_cepe, read_config
@@ -68,7 +69,7 @@ class CepeSystemConfig:
 
     def build(self, decoder: Decoder, cache: Path | None = None) -> CepeSystem:  # noqa: ARG002
         """The system. It keeps encoder states in memory: ``cache`` is left alone."""
-        return CepeSystem(self, decoder)
+        return CepeSystem(self, decoder, load_cepe(Path(decoder.source), decoder.model))
 
 
 @dataclass(frozen=True)
@@ -95,11 +96,11 @@ class Encoded:
 
 
 class CepeSystem:
-    """CEPE on a checkpoint of ``train cepe``."""
+    """CEPE around its ``decoder``; ``model`` is what ``train cepe`` made."""
 
-    def __init__(self, config: CepeSystemConfig, decoder: Decoder) -> None:
+    def __init__(self, config: CepeSystemConfig, decoder: Decoder, model: Cepe) -> None:
         self.config = config
-        self.model: Cepe = load_cepe(Path(decoder.source), decoder.model)
+        self.model = model
         self.prompting = Prompting(config.template, config.max_positions, decoder)
         self.pad_id = self.prompting.pad_id
         self.llama = Llama(decoder.model)
@@ -178,15 +179,14 @@ class CepeSystem:
     def _side_by_side(self, passages: Sequence[Sequence[EncodedPassage]], number: int, P: int) -> KeysValues:
         """Keys and values (B, G, P, D) of block ``number``, each question's passages one after the other."""
         block = cast("CrossAttention", self.model.cross[number])
-        shape = (len(passages), block.n_kv_heads, P, block.head_width)
-        keys, values = self.llama.embedding.new_zeros(shape), self.llama.embedding.new_zeros(shape)
-        for index, row in enumerate(passages):
-            at = 0
-            for passage in row:
-                end = at + passage.length
-                keys[index, :, at:end], values[index, :, at:end] = (kv[0] for kv in passage.keys_values[number])
-                at = end
-        return keys, values
+        nothing = self.llama.embedding.new_zeros((1, block.n_kv_heads, 0, block.head_width))
+
+        def joined(which: int) -> Tensor:
+            rows = [torch.cat([nothing, *(p.keys_values[number][which] for p in row)], dim=2) for row in passages]
+            padded = [F.pad(row, (0, 0, 0, P - row.shape[2])) if row.shape[2] < P else row for row in rows]
+            return torch.cat(padded) if len(padded) > 1 else padded[0]  # one row is copied once
+
+        return joined(0), joined(1)
 
 
 class _Recomputed:

@@ -36,11 +36,15 @@ if TYPE_CHECKING:
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.modeling_outputs import CausalLMOutput
 
-# A tiny encoder and the released one; the vocabulary is the decoder's.
+# The released encoder, and small ones for small decoders; the vocabulary is the decoder's.
 ENCODER_SHAPES: Mapping[str, Mapping[str, Any]] = {
     "cepe-tiny": dict(
         hidden_size=64, intermediate_size=176, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=512,
         rms_norm_eps=1e-6,
+    ),
+    "cepe-mini": dict(
+        hidden_size=256, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=4,
+        max_position_embeddings=512, rms_norm_eps=1e-6,
     ),
     "cepe-large": dict(
         hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16,

@@ -4,6 +4,7 @@ Definitions (all in seconds, the device synchronised, tokens on the host):
 
 - ``ttft_s``: from the call of ``generate`` to its first column. Passages are encoded already ("cached").
 - ``ttft_with_encode_s``: from the call of ``encode`` to the first column ("not cached").
+- ``device_ttft_s``: ``ttft_s`` by the device's own clock, up to the end of its work; None on a CPU.
 - ``ttit_s``: the time of each later column (vLLM's TPOT, AIPerf's ITL).
 - ``throughput_tokens_per_s``: generated tokens over the time from ``encode`` to the last column, whole batch.
 """
@@ -35,6 +36,7 @@ class Timed(Generic[ContextT]):
     columns: list[Tensor]
     ttft_s: float
     ttft_with_encode_s: float
+    device_ttft_s: float | None
     ttit_s: list[float]
     total_s: float
     generated_tokens: int
@@ -51,10 +53,12 @@ def timed_batch(
     start = time.perf_counter()
     context = encode()
     synchronise(device)
-    encoded = time.perf_counter()
+    encoded, mark = time.perf_counter(), _mark(device)
     columns: list[Tensor] = []
     arrivals: list[float] = []
+    first = None
     for column in generate(context):
+        first = first or _mark(device)
         columns.append(column.cpu())  # reaching the host is part of having a token, and synchronises
         arrivals.append(time.perf_counter())
     return Timed(
@@ -62,6 +66,7 @@ def timed_batch(
         columns=columns,
         ttft_s=arrivals[0] - encoded,
         ttft_with_encode_s=arrivals[0] - start,
+        device_ttft_s=mark.elapsed_time(first) / 1e3 if mark and first else None,
         ttit_s=[late - early for early, late in pairwise(arrivals)],
         total_s=arrivals[-1] - start,
         generated_tokens=sum(int((column != pad_id).sum()) for column in columns),
@@ -74,6 +79,17 @@ def synchronise(device: torch.device) -> None:
         import torch
 
         torch.cuda.synchronize(device)
+
+
+def _mark(device: torch.device) -> torch.cuda.Event | None:
+    """This point of the device's work, for its own clock; None on a CPU, which has no other clock."""
+    if device.type != "cuda":
+        return None
+    import torch
+
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
 
 
 def peak_bytes(device: torch.device) -> int:

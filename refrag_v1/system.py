@@ -32,6 +32,7 @@ from harness.prompts import text_ids
 from harness.protocol import Passage, Usage
 from harness.train.export import own_template, read_training
 from refrag_v1.checkpoint import load, read_config
+from refrag_v1.model import RefragV1
 from refrag_v1.policy import toss
 
 
@@ -61,7 +62,7 @@ class RefragV1SystemConfig:
 
     def build(self, decoder: Decoder, cache: Path | None = None) -> RefragV1System:  # noqa: ARG002
         """The system. Chunks cross the borders of passages, so no passage has any to keep: ``cache`` is left alone."""
-        return RefragV1System(self, decoder)
+        return RefragV1System(self, decoder, load(Path(decoder.source), decoder.model))
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,11 @@ class Tossed(Chunks):
 
 
 class RefragV1System:
-    """REFRAG v1 on a checkpoint of ``train refrag_v1``."""
+    """REFRAG v1 around its ``decoder``; ``model`` is what ``train refrag_v1`` made."""
 
-    def __init__(self, config: RefragV1SystemConfig, decoder: Decoder) -> None:
+    def __init__(self, config: RefragV1SystemConfig, decoder: Decoder, model: RefragV1) -> None:
         self.config = config
-        self.model = load(Path(decoder.source), decoder.model)
+        self.model = model
         if self.model.config.k != config.k:
             raise InputError(f"the checkpoint has chunks of {self.model.config.k} tokens; k={config.k} is not its k")
         if config.expand and self.model.policy is None:
@@ -105,7 +106,8 @@ class RefragV1System:
         apart = [list(islice(ids, len(row))) for row in passages]
         texts = [[token for text in row for token in text] for row in apart]
         rows = in_chunks([[([], text)] for text in texts], self.config.k)
-        embeddings = self.model.encode(self.model.inputs(texts, self.prompting.tokenizer))
+        inputs = self.model.inputs(texts, self.prompting.tokenizer)
+        embeddings = self.model.encode(inputs.to(self.llama.embedding.device))
         return Tossed(rows, embeddings, [[len(text) for text in row] for row in apart])
 
     def generate(self, questions: Sequence[str], context: Tossed, *, max_new_tokens: int) -> Iterator[Tensor]:

@@ -32,6 +32,7 @@ from harness.model.splice import splice
 from harness.protocol import Passage, Usage
 from harness.train.export import own_template, read_training
 from refrag_v2.checkpoint import load_refrag, read_config
+from refrag_v2.model import Refrag
 from refrag_v2.selectors import Candidates, best, selector, states_fact
 
 
@@ -65,7 +66,7 @@ class RefragV2Config:
         return {"k": model.k, "template": own_template(read_training(Path(checkpoint)))}
 
     def build(self, decoder: Decoder, cache: Path | None = None) -> RefragV2:
-        return RefragV2(self, decoder, cache)
+        return RefragV2(self, decoder, load_refrag(Path(decoder.source), decoder.model), cache)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,11 +88,11 @@ class Choice:
 
 
 class RefragV2:
-    """REFRAG on a checkpoint of ``train refrag_v2``."""
+    """REFRAG around its ``decoder``; ``model`` is what ``train refrag_v2`` made."""
 
-    def __init__(self, config: RefragV2Config, decoder: Decoder, cache: Path | None = None) -> None:
+    def __init__(self, config: RefragV2Config, decoder: Decoder, model: Refrag, cache: Path | None = None) -> None:
         self.config = config
-        self.model = load_refrag(Path(decoder.source), decoder.model)
+        self.model = model
         if self.model.config.k != config.k:
             raise InputError(f"the checkpoint has chunks of {self.model.config.k} tokens; k={config.k} is not its k")
         self.select = selector(config.select)
@@ -192,7 +193,7 @@ class RefragV2:
         return passages[:n]
 
     def _encode(self, texts: Sequence[Sequence[int]]) -> Tensor:
-        return self.model.encode(self.model.inputs(texts, self.prompting.tokenizer))
+        return self.model.encode(self.model.inputs(texts, self.prompting.tokenizer).to(self.llama.embedding.device))
 
     def _encode_apart(self, texts: Sequence[Sequence[int]]) -> list[Tensor]:
         return list(self._encode(texts).split([len(split(text, self.config.k)) for text in texts]))

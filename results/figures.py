@@ -25,7 +25,7 @@ LEGEND_HANDLE_IN, LEGEND_LETTER_IN = 0.6, 0.075
 DODGE_PT = 3.0  # Between systems at one number of passages, so that their intervals do not hide each other.
 PNG_DPI = 160
 
-_STYLE: dict[str, Any] = {
+STYLE: dict[str, Any] = {
     "svg.hashsalt": "refrag-bench",
     "font.size": 9.0,
     "axes.titlesize": 10.0,
@@ -45,7 +45,7 @@ def draw_figure(table: Table) -> dict[str, bytes]:
     entry_in = LEGEND_HANDLE_IN + LEGEND_LETTER_IN * max(map(len, names))
     legend_columns = max(1, min(len(names) + 1, int(width / entry_in)))
     legend_lines = math.ceil((len(names) + 1) / legend_columns)
-    with style.context(_STYLE, after_reset=True):  # A matplotlibrc of the user's changes no byte.
+    with style.context(STYLE, after_reset=True):  # A matplotlibrc of the user's changes no byte.
         figure = Figure(figsize=(width, PANEL_HEIGHT_IN + LEGEND_LINE_IN * legend_lines), layout="constrained")
         panels: list[Axes] = list(figure.subplots(1, len(table.columns), sharey=True, squeeze=False)[0])
         for panel, column in zip(panels, table.columns, strict=True):

@@ -26,6 +26,7 @@ VERBS = (
     "generate",
     "inspect",
     "evaluate",
+    "latency",
     "tables",
     "plan",
     "status",

@@ -60,6 +60,10 @@ class EncoderInputs:
     mask_NS: Tensor
     chunk_NS: Tensor
 
+    def to(self, device: torch.device) -> EncoderInputs:
+        """The same on ``device``."""
+        return EncoderInputs(self.ids_NS.to(device), self.mask_NS.to(device), self.chunk_NS.to(device))
+
 
 def encoder_inputs(passages: Sequence[Sequence[int]], k: int, window: Window, pad_id: int) -> EncoderInputs:
     """Decoder tokens of the passages for an encoder that shares the decoder's vocabulary, padded on the right.

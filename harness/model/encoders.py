@@ -18,9 +18,10 @@ from harness.errors import InputError, unknown
 if TYPE_CHECKING:
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, RobertaModel
 
-# The published shapes (FacebookAI/roberta-base and roberta-large, config.json).
+# The published shapes (FacebookAI/roberta-base and roberta-large, config.json), and small ones for small decoders.
 ROBERTA_SHAPES: Mapping[str, Mapping[str, Any]] = {
     "roberta-tiny": dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128),
+    "roberta-mini": dict(hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=1024),
     "roberta-base": dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072),
     "roberta-large": dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096),
 }
@@ -47,7 +48,7 @@ class BidirectionalLlama(nn.Module):
         self.layers = nn.ModuleList(LlamaDecoderLayer(config, index) for index in range(n_layers))
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary = LlamaRotaryEmbedding(config)
-        self.width: int = config.hidden_size
+        self.config, self.width = config, int(config.hidden_size)
         for attention in (module for module in self.modules() if isinstance(module, LlamaAttention)):
             attention.is_causal = False
 

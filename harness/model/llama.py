@@ -176,7 +176,14 @@ def rotate(x_BHTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _fuse(linears: list[torch.nn.Linear]) -> Tensor:
-    """Stack the weights of ``linears`` and make each of them a view of the stack."""
+    """Stack the weights of ``linears`` and make each of them a view of the stack.
+
+    The stack of an earlier call is taken again: several systems may read the same model.
+    """
+    first = linears[0].weight
+    rows, width = sum(linear.weight.shape[0] for linear in linears), first.shape[1]
+    if _are_stacked([linear.weight for linear in linears]):
+        return first.as_strided((rows, width), first.stride())
     fused = torch.cat([linear.weight for linear in linears])
     start = 0
     for linear in linears:
@@ -184,3 +191,14 @@ def _fuse(linears: list[torch.nn.Linear]) -> Tensor:
         linear.weight.data = fused[start : start + rows]
         start += rows
     return fused
+
+
+def _are_stacked(weights: list[Tensor]) -> bool:
+    """Whether the matrices lie one behind the other in the same memory."""
+    end = weights[0].storage_offset()
+    for weight in weights:
+        same = weight.untyped_storage().data_ptr() == weights[0].untyped_storage().data_ptr()
+        if not same or not weight.is_contiguous() or weight.storage_offset() != end:
+            return False
+        end += weight.numel()
+    return True

@@ -20,11 +20,16 @@ if TYPE_CHECKING:
 
     from harness.protocol import Demonstration
 
-# The published shapes (model cards) and the tiny one of the synthetic world. Latency depends on these alone.
+# The published shapes (model cards), the tiny one of the synthetic world, and one with which a CPU can read long
+# prompts. Latency depends on these alone.
 SHAPES: Mapping[str, Mapping[str, Any]] = {
     "tiny": dict(
         hidden_size=128, intermediate_size=352, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4,
         vocab_size=974, max_position_embeddings=4096, tie_word_embeddings=True,
+    ),
+    "llama-100m": dict(
+        hidden_size=768, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=12,
+        num_key_value_heads=12, vocab_size=16000, max_position_embeddings=4096, tie_word_embeddings=True,
     ),
     "llama2-7b": dict(
         hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
@@ -134,13 +139,21 @@ def shape_config(shape: str) -> LlamaConfig:
     return LlamaConfig(**SHAPES[shape])
 
 
-def random_decoder(shape: str, *, seed: int) -> LlamaForCausalLM:
-    """A float32 decoder of a named shape with random weights: for tests, and as the start of training."""
+def random_decoder(shape: str, *, seed: int, dtype: str = "float32", device: str = "cpu") -> LlamaForCausalLM:
+    """A decoder of a named shape with random weights: for tests, for latency, and as the start of training.
+
+    Made where it is to stay: 7 B parameters in float32 may not fit beside themselves. Raises ``InputError`` for unknown
+    names.
+    """
     import torch
     from transformers import LlamaForCausalLM
 
+    where = open_device(device)
+    if dtype not in DTYPES:
+        raise unknown("dtype", dtype, DTYPES)
     torch.manual_seed(seed)
-    return LlamaForCausalLM._from_config(shape_config(shape), dtype=torch.float32).eval()
+    with where:
+        return LlamaForCausalLM._from_config(shape_config(shape), dtype=getattr(torch, dtype)).eval()
 
 
 # Everything in a checkpoint folder that can move an answer: its JSON (also what a method keeps beside its decoder) but

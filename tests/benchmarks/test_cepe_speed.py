@@ -11,7 +11,7 @@ import pytest
 import torch
 from interleaved import interleave, report
 
-from baselines.cepe import CROSS_KV, CepeSystem, CepeSystemConfig
+from baselines.cepe import CROSS_KV, CepeSystemConfig
 from baselines.cepe_checkpoint import save_cepe
 from baselines.cepe_model import CepeConfig, build_cepe
 from harness.data.world.tokenizer import build_tokenizer
@@ -38,7 +38,7 @@ def test_decoding(tmp_path: Path, device: str, statements: int) -> None:
     text = " ".join(["The birthplace of Mirel Tovan is Grell."] * statements)
     context = [[Passage(id=str(i), title="", text=text) for i in range(PASSAGES)]]
     systems = {
-        kept: CepeSystem(CepeSystemConfig(template="tagged", cross_kv=kept), load_decoder(str(folder), device=device))
+        kept: CepeSystemConfig(template="tagged", cross_kv=kept).build(load_decoder(str(folder), device=device))
         for kept in CROSS_KV
     }
     prepared = {kept: system.encode(context) for kept, system in systems.items()}

@@ -1,0 +1,259 @@
+"""What does the latency lab's journal say? Every row beside the reference, the physical limit and the paper.
+
+A row has two lines, one per boundary of TTFT: ``prefill`` (what a system keeps of the passages is ready: the paper's
+"cached") and ``+encode`` (it is made inside: "not cached"). Where a policy chooses, choosing is inside both. The
+reference is standard RAG's prefill, as the paper's is LLaMA's TTFT. The samples of one length and batch size were taken
+in rounds, so ratios are of medians, with a bootstrap that draws whole rounds (95 %, seeded).
+
+Of third parties only numpy is imported here: a bare GPU machine runs this.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.errors import InputError
+from harness.roofline_limits import Ceilings, Work, floor_s, violations
+
+SCHEMA = 1
+REFERENCE, AGAIN = "standard RAG", "standard RAG (again)"
+PREFILL, ENCODE = "prefill", "+encode"
+SAMPLES = {PREFILL: "prefill_s", ENCODE: "with_encode_s"}
+RESAMPLES = 10_000
+PAPER = Path(__file__).parent / "reference" / "fig02_08_09_latency.csv"
+# What the paper leaves open: the k of its one not-cached curve (the same in all three figures; 16 is the main text's),
+# and whether CEPE encodes inside the clock (taken so: it would be far above its curve otherwise).
+PAPER_ROWS = {
+    ("REFRAG k=8", PREFILL): ("Figure 9", "REFRAG (Cached) k=8"),
+    ("REFRAG k=16", PREFILL): ("Figure 2", "REFRAG (Cached) k=16"),
+    ("REFRAG k=32", PREFILL): ("Figure 8", "REFRAG (Cached) k=32"),
+    ("REFRAG k=16", ENCODE): ("Figure 2", "REFRAG (Not Cached) k=16"),
+    ("CEPE", ENCODE): ("Figure 2", "CEPE"),
+}
+PAPER_METRICS = {"ttft": "TTFT", "ttit": "TTIT", "throughput": "Throughput"}
+
+
+@dataclass(frozen=True)
+class Journal:
+    """The header, and the rows of every group that was measured whole."""
+
+    header: dict[str, Any]
+    rows: list[dict[str, Any]]
+
+    @property
+    def ceilings(self) -> Ceilings:
+        return Ceilings(**self.header["ceilings"])
+
+    def row(self, label: str, length: int, batch: int) -> dict[str, Any]:
+        """The row of that group. Raises ``InputError`` where there is none."""
+        for row in self.rows:
+            if (row["label"], row["length"], row["batch"]) == (label, length, batch):
+                return row
+        raise InputError(f"the journal has no row {label!r} at {length} tokens, batch {batch}")
+
+
+def read(path: Path) -> Journal:
+    """The journal at ``path``, up to a line that was torn. Raises ``InputError`` where there is none of this schema."""
+    documents: list[Any] = []
+    try:
+        for line in path.read_text().splitlines():
+            documents.append(json.loads(line))
+    except json.JSONDecodeError:
+        pass
+    except OSError as error:
+        raise InputError(f"no latency journal at {path}: {error.strerror}") from error
+    if not documents or not isinstance(documents[0], dict) or documents[0].get("kind") != "run":
+        raise InputError(f"{path} is not a latency journal: it has no header")
+    header, *rows = documents
+    if header.get("schema") != SCHEMA:
+        raise InputError(f"{path} has schema {header.get('schema')!r}; expected {SCHEMA}")
+    groups: dict[tuple[int, int], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["length"], row["batch"]), []).append(row)
+    return Journal(header, [row for group in groups.values() if len(group) == len(header["labels"]) for row in group])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ratio:
+    """How many times faster than the reference, with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One row at one boundary. Times in seconds; what cannot be said is None. ``flags`` are impossibilities.
+
+    ``cap`` is the reference's FLOPs over this row's, ``noise`` half the width of the A/A interval.
+    """
+
+    length: int
+    batch: int
+    label: str
+    boundary: str
+    error: str | None
+    decoder_positions: int | None
+    ttft_s: tuple[float, float, float] | None  # p10, median, p90
+    ttit_s: tuple[float, float, float] | None
+    n: int
+    tokens_per_s: float | None
+    speedup: Ratio | None
+    ttit_speedup: Ratio | None
+    throughput_speedup: Ratio | None
+    floor_s: float | None
+    cap: float | None
+    mfu: float | None
+    mbu: float | None
+    paper: float | None
+    noise: float
+    peak_bytes: int | None
+    weights_bytes: int
+    kv_bytes: int | None
+    stored_bytes: int
+    flags: tuple[str, ...]
+
+    @property
+    def of_limit(self) -> float | None:
+        """Floor over measured: 1 is the limit of this machine."""
+        return self.floor_s / self.ttft_s[1] if self.floor_s and self.ttft_s else None
+
+
+def lines(journal: Journal) -> list[Line]:
+    """Two lines per row, in the journal's order."""
+    paper = read_paper()
+    return [line for row in journal.rows for line in _lines(journal, row, paper)]
+
+
+def _lines(journal: Journal, row: dict[str, Any], paper: dict[tuple[str, str, str, int], float]) -> Iterator[Line]:
+    reference = journal.row(REFERENCE, row["length"], row["batch"])
+    again = journal.row(AGAIN, row["length"], row["batch"])
+    noise = _ratio(reference["samples"][SAMPLES[PREFILL]], again["samples"][SAMPLES[PREFILL]])
+    spread = (noise.high - noise.low) / 2 if noise else 0.0
+    samples, work = row["samples"], {phase: Work(**part) for phase, part in row["work"].items()}
+    decode_s = _spread(samples["ttit_s"])
+    for boundary, name in SAMPLES.items():
+        parts = [work["prefill"], *([work["encode"]] if boundary == ENCODE else [])]
+        flops = sum(part.flops for part in parts)
+        ttft = _spread(samples[name])
+        floor = sum(floor_s(part, journal.ceilings) for part in parts)
+        speedup = _ratio(reference["samples"][SAMPLES[PREFILL]], samples[name])
+        cap = reference["work"]["prefill"]["flops"] / flops
+        memory = row["memory"]
+        yield Line(
+            length=row["length"],
+            batch=row["batch"],
+            label=row["label"],
+            boundary=boundary + ("+select" if row["settings"].get("select") == "policy" else ""),
+            error=row["error"],
+            decoder_positions=row["decoder_positions"],
+            ttft_s=ttft,
+            ttit_s=decode_s,
+            n=len(samples[name]),
+            tokens_per_s=_tokens_per_s(journal, row, boundary),
+            speedup=speedup,
+            ttit_speedup=_ratio(_per_round(reference), _per_round(row)),
+            throughput_speedup=_ratio(_whole_s(reference, PREFILL), _whole_s(row, boundary)),
+            floor_s=floor,
+            cap=cap,
+            mfu=ttft and flops / ttft[1] / journal.ceilings.flops_per_s,
+            mbu=decode_s and work["decode"].bytes / decode_s[1] / journal.ceilings.bytes_per_s,
+            paper=_paper_of(row["label"], boundary, row["batch"], row["length"], paper),
+            noise=spread,
+            peak_bytes=memory["peak_bytes"],
+            weights_bytes=memory["weights_bytes"],
+            kv_bytes=memory["kv_bytes"],
+            stored_bytes=memory["stored_bytes"],
+            flags=tuple(
+                violations(
+                    measured_s=ttft and ttft[1],
+                    floor_s=floor,
+                    memory_bytes=memory["peak_bytes"],
+                    weights_bytes=memory["weights_bytes"],
+                    speedup=speedup.mean if speedup else None,
+                    cap=cap,
+                    noise=spread,
+                )
+            ),
+        )
+
+
+def read_paper(path: Path = PAPER) -> dict[tuple[str, str, str, int], float]:
+    """The published ratios by (figure, row, metric, input tokens)."""
+    found = {}
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            metric, _, tokens = row["column/metric"].partition(" acceleration vs LLaMA @ ")
+            found[row["table"], row["row/method"], metric, int(tokens.removesuffix(" input tokens"))] = float(
+                row["value"]
+            )
+    return found
+
+
+def _paper_of(
+    label: str, boundary: str, batch: int, length: int, paper: dict[tuple[str, str, str, int], float]
+) -> float | None:
+    """The paper's TTFT ratio of the same method, boundary and length, batch size 1."""
+    if batch != 1 or (label, boundary) not in PAPER_ROWS:
+        return None
+    return paper.get((*PAPER_ROWS[label, boundary], PAPER_METRICS["ttft"], length))
+
+
+def _tokens_per_s(journal: Journal, row: dict[str, Any], boundary: str) -> float | None:
+    """Generated tokens over the median whole request."""
+    whole = _spread(_whole_s(row, boundary))
+    return whole and row["batch"] * journal.header["new_tokens"] / whole[1]
+
+
+def _whole_s(row: dict[str, Any], boundary: str) -> list[float]:
+    """Seconds of each round's whole request, with the encoding or without."""
+    samples = row["samples"]
+    if boundary == ENCODE:
+        return list(samples["total_s"])
+    together = zip(samples["total_s"], samples["with_encode_s"], samples["prefill_s"], strict=True)
+    return [total - (with_encode - prefill) for total, with_encode, prefill in together]
+
+
+def _per_round(row: dict[str, Any]) -> list[float]:
+    """The median TTIT of each round."""
+    samples, rounds = row["samples"]["ttit_s"], len(row["samples"]["total_s"])
+    return [float(np.median(part)) for part in np.array_split(samples, rounds)] if rounds else []
+
+
+def _spread(samples: Sequence[float]) -> tuple[float, float, float] | None:
+    if not samples:
+        return None
+    low, median, high = np.percentile(samples, [10, 50, 90])
+    return float(low), float(median), float(high)
+
+
+def _ratio(reference: Sequence[float], own: Sequence[float]) -> Ratio | None:
+    """The ratio of medians; rounds are drawn together, so that what slowed one round slows both sides."""
+    n = min(len(reference), len(own))  # a run may end within a round
+    if not n:
+        return None
+    a, b = np.asarray(reference[:n]), np.asarray(own[:n])
+    drawn = np.random.default_rng(0).integers(n, size=(RESAMPLES, n))
+    ratios = np.median(a[drawn], axis=1) / np.median(b[drawn], axis=1)
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    return Ratio(mean=float(np.median(a) / np.median(b)), low=float(low), high=float(high))
+
+
+def questions_to_pay(journal: Journal, row: dict[str, Any]) -> float | None:
+    """After how many questions over the same passages encoding them has paid, by TTFT; None where it never does.
+
+    The smallest n with n standard-RAG prefills >= one encoding + n prefills, as a real number of at least 0.
+    """
+    reference = _spread(journal.row(REFERENCE, row["length"], row["batch"])["samples"]["prefill_s"])
+    prefill, whole = _spread(row["samples"]["prefill_s"]), _spread(row["samples"]["with_encode_s"])
+    if not reference or not prefill or not whole or prefill[1] >= reference[1]:
+        return None
+    return (whole[1] - prefill[1]) / (reference[1] - prefill[1])

@@ -1,0 +1,300 @@
+"""The latency lab: what is timed, in which order, what the journal says, and that a run can be cut off anywhere."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness.cli.main import main
+from harness.errors import InputError
+from harness.model.load import Decoder, random_decoder
+from harness.roofline import LlamaShape, prefill
+from slurm import lanes as lab
+from slurm.jobs import latency
+from slurm.jobs.latency import JOURNAL, LatencyJob
+from slurm.lanes import AGAIN, REFERENCE, Lane, build_lanes
+from suites.latency import Ids, Workload
+
+LENGTH, QUESTION = 256, 32
+
+
+def job(out: Path, **changes: Any) -> LatencyJob:
+    settings: dict[str, Any] = dict(shape="tiny", lengths=(LENGTH,), batches=(1,), out=out, rounds=1, new_tokens=3)
+    return LatencyJob(**settings | changes)
+
+
+def journal_of(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    header, *rows = map(json.loads, path.read_text().splitlines())
+    return header, rows
+
+
+@pytest.fixture(scope="module")
+def lanes() -> tuple[list[Lane], Ids]:
+    model = random_decoder("tiny", seed=0)
+    tokenizer: Any = Ids(model.config.vocab_size)
+    return build_lanes("tiny", Decoder(model=model, tokenizer=tokenizer, checkpoint="", source="")), tokenizer
+
+
+@pytest.fixture(autouse=True)
+def quick_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The header's two ceilings take a second; their own tests are in test_roofline.py."""
+    found = lab.roofline.Ceilings(flops_per_s=1e11, bytes_per_s=1e10, device="cpu", dtype="float32")
+    monkeypatch.setattr("harness.roofline.measure_ceilings", lambda *_: found)
+    monkeypatch.setattr(latency, "OVERHEAD_SAMPLES", 3)
+
+
+# The workload
+
+
+def test_a_request_has_exactly_its_tokens_and_no_two_share_any() -> None:
+    tokenizer = Ids(974)
+    load = Workload(length=LENGTH, batch=2, passage_tokens=128, question_tokens=QUESTION)
+    first, second = load.request(tokenizer, 0), load.request(tokenizer, 1)
+    for request in (first, second):
+        texts = [[p.text for p in row] for row in request.passages]
+        assert [sum(map(len, tokenizer(row)["input_ids"])) for row in texts] == [LENGTH, LENGTH]
+        assert list(map(len, tokenizer(request.questions)["input_ids"])) == [QUESTION, QUESTION]
+    assert len({tuple(row) for row in tokenizer.rows}) == len(tokenizer.rows) == 2 * (2 * 2 + 2)
+    assert all(0 < token < 974 for row in tokenizer.rows for token in row)
+
+
+def test_a_request_depends_on_its_number_alone() -> None:
+    load = Workload(length=128, batch=1, passage_tokens=128, question_tokens=4)
+    one, other = Ids(974), Ids(974)
+    load.request(one, 3)
+    load.request(other, 3)
+    assert one.rows == other.rows
+
+
+def test_a_template_around_a_name_adds_no_token() -> None:
+    tokenizer = Ids(974)
+    name = tokenizer.name([5, 6, 7])
+    assert tokenizer([f"Title: \nText: {name}\n\n"])["input_ids"] == [[5, 6, 7]]
+
+
+@pytest.mark.parametrize("changes", [dict(length=100), dict(length=0), dict(batch=0)], ids=str)
+def test_a_workload_that_cannot_be_is_refused(changes: dict[str, int]) -> None:
+    with pytest.raises(InputError, match="expected"):
+        Workload(**dict(length=LENGTH, batch=1, passage_tokens=128, question_tokens=4) | changes)
+
+
+# The lanes
+
+
+def test_the_lanes_are_the_systems_of_the_paper_and_what_they_are_compared_with(
+    lanes: tuple[list[Lane], Ids],
+) -> None:
+    labels = [lane.label for lane in lanes[0]]
+    assert labels[:2] == [REFERENCE, AGAIN]
+    assert len(set(labels)) == len(labels)
+    assert {"KV reuse", "CEPE", "CEPE (K/V recomputed)", "REFRAG v1 k=64"} < set(labels)
+    assert {f"REFRAG k={k}{more}" for k in (8, 16, 32) for more in ("", " +10% first", " +10% policy")} < set(labels)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_the_arithmetic_of_a_lane_is_of_the_positions_that_its_system_reads(
+    lanes: tuple[list[Lane], Ids], batch: int
+) -> None:
+    load = Workload(length=512, batch=batch, passage_tokens=128, question_tokens=QUESTION)
+    shape = LlamaShape.of(random_decoder("tiny", seed=0).config)
+    request = load.request(lanes[1], 0)
+    read = {}
+    for lane in lanes[0]:
+        context = lane.system.encode(request.passages)
+        read[lane.label] = lane.system.usage(request.questions, context, max_new_tokens=2)[0].decoder_positions
+        if lane.name in ("kv_reuse", "cepe"):
+            continue  # they attend to what they do not read anew
+        expected = prefill(shape, new=read[lane.label], batch=batch, itemsize=4)
+        assert lane.work(load, 0).prefill.flops == pytest.approx(expected.flops), lane.label
+    assert read["standard RAG"] == read["KV reuse"] == 512 + QUESTION
+    assert read["CEPE"] == QUESTION
+    assert read["REFRAG k=32"] == 512 // 32 + QUESTION
+    assert read["REFRAG k=32 +10% policy"] == 14 + 2 * 32 + QUESTION
+    assert read["REFRAG v1 k=64"] == 512 // 64 + QUESTION
+
+
+def test_all_lanes_share_one_decoder(lanes: tuple[list[Lane], Ids]) -> None:
+    """At 7 B parameters a copy each would not fit anywhere; laying weights side by side must not make any."""
+    found = {lane.system.llama.qkv[0].data_ptr() for lane in lanes[0] if hasattr(lane.system, "llama")}
+    assert len(found) == 1
+    decoder = lanes[0][0].system.llama.model
+    fused = lanes[0][0].system.llama.qkv[0]
+    attention = decoder.model.layers[0].self_attn
+    joined = torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])
+    assert torch.equal(fused, joined)
+
+
+def test_a_shape_without_encoders_is_refused() -> None:
+    with pytest.raises(InputError, match="valid choices"):
+        build_lanes("nope", None)  # type: ignore[arg-type]
+
+
+# The run
+
+
+def test_a_run_leaves_a_header_and_a_row_of_every_lane(tmp_path: Path) -> None:
+    header, rows = journal_of(job(tmp_path, rounds=2, batches=(2,)).run())
+    assert (header["kind"], header["shape"], header["rounds"]) == ("run", "tiny", 2)
+    assert header["ceilings"]["flops_per_s"] == 1e11
+    assert len(header["overhead_s"]) == 3 and all(sample > 0 for sample in header["overhead_s"])
+    assert {row["label"] for row in rows} >= {REFERENCE, AGAIN, "REFRAG k=16"}
+    for row in rows:
+        assert (row["length"], row["batch"], row["error"]) == (LENGTH, 2, None)
+        samples = row["samples"]
+        assert len(samples["prefill_s"]) == len(samples["with_encode_s"]) == len(samples["total_s"]) == 2
+        assert len(samples["ttit_s"]) == 2 * (3 - 1), "no answer ends early"
+        assert samples["prefill_device_s"] == []
+        together = zip(samples["prefill_s"], samples["with_encode_s"], samples["total_s"], strict=True)
+        assert all(0 < prefill_s < with_encode_s < total_s for prefill_s, with_encode_s, total_s in together)
+        assert row["memory"]["peak_bytes"] is None
+        assert row["work"]["prefill"]["flops"] > row["work"]["decode"]["flops"] > 0
+    by_label = {row["label"]: row for row in rows}
+    assert by_label["KV reuse"]["memory"]["stored_bytes"] == 2 * LENGTH * 2 * 4 * 128 * 4
+    assert by_label["REFRAG k=16"]["memory"]["stored_bytes"] == 2 * LENGTH // 16 * 128 * 4
+    assert by_label["standard RAG"]["memory"]["kv_bytes"] == 2 * (LENGTH + QUESTION + 2) * 2 * 4 * 128 * 4
+
+
+def test_lengths_are_measured_in_the_order_given(tmp_path: Path) -> None:
+    _, rows = journal_of(job(tmp_path, lengths=(256, 128), batches=(1,)).run())
+    assert list(dict.fromkeys(row["length"] for row in rows)) == [256, 128]
+
+
+def test_the_same_command_goes_on_with_what_is_missing(tmp_path: Path) -> None:
+    first = job(tmp_path).run().read_text()
+    both = job(tmp_path, lengths=(LENGTH, 128)).run().read_text()
+    assert both.startswith(first)
+    _, rows = journal_of(tmp_path / JOURNAL)
+    assert sorted({row["length"] for row in rows}) == [128, LENGTH]
+    assert job(tmp_path, lengths=(LENGTH, 128)).run().read_text() == both
+
+
+def test_a_torn_group_is_measured_again(tmp_path: Path) -> None:
+    path = job(tmp_path).run()
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:-2]) + lines[-1][:20])
+    _, rows = journal_of(job(tmp_path).run())
+    assert len(rows) == len(lines) - 1
+    assert len({row["label"] for row in rows}) == len(rows)
+
+
+@pytest.mark.parametrize("changes", [dict(rounds=2), dict(new_tokens=4), dict(dtype="bfloat16")], ids=str)
+def test_a_journal_of_other_settings_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    job(tmp_path).run()
+    with pytest.raises(InputError, match=f"measured with {next(iter(changes))}="):
+        job(tmp_path, lengths=(128,), **changes).run()
+
+
+def test_nothing_starts_after_the_time_is_over(tmp_path: Path) -> None:
+    header, rows = journal_of(job(tmp_path, minutes=0.0).run())
+    assert header["kind"] == "run"
+    assert rows == []
+
+
+def test_out_of_memory_is_a_row_that_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from baselines.kv_reuse import KvReuse
+
+    calls = []
+
+    def encode(*_: Any) -> None:
+        calls.append(1)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(KvReuse, "encode", encode)
+    _, rows = journal_of(job(tmp_path, rounds=2).run())
+    by_label = {row["label"]: row for row in rows}
+    assert by_label["KV reuse"]["error"] == "out of memory"
+    assert by_label["KV reuse"]["samples"]["prefill_s"] == []
+    assert len(calls) == 1, "it is not tried again at this length"
+    assert by_label["standard RAG"]["error"] is None
+
+
+def test_any_other_error_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from baselines.kv_reuse import KvReuse
+
+    def encode(*_: Any) -> None:
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(KvReuse, "encode", encode)
+    with pytest.raises(RuntimeError, match="shapes"):
+        job(tmp_path).run()
+
+
+def test_every_round_goes_through_all_lanes_before_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, str]] = []
+    take = latency.Measured.take
+
+    def noted(self: Any, lane: Lane, tokenizer: Ids, load: Workload, number: int, *rest: Any) -> None:
+        seen.append((number, lane.label))
+        take(self, lane, tokenizer, load, number, *rest)
+
+    monkeypatch.setattr(latency.Measured, "take", noted)
+    job(tmp_path, rounds=2).run()
+    numbers = [number for number, _ in seen]
+    assert numbers == sorted(numbers) and set(numbers) == {-1, 0, 1}
+    orders = [[label for n, label in seen if n == number] for number in (-1, 0, 1)]
+    assert sorted(orders[0]) == sorted(orders[1]) == sorted(orders[2])
+    assert orders[0] != orders[1] != orders[2], "no lane always finds the caches that the same other one left"
+
+
+@pytest.mark.parametrize(
+    "changes", [dict(rounds=0), dict(new_tokens=1), dict(lengths=()), dict(lengths=(100,))], ids=str
+)
+def test_a_run_that_cannot_be_is_refused_before_it_starts(tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="expected"):
+        job(tmp_path, **changes)
+
+
+# The command
+
+
+def test_the_command_prints_a_table_and_leaves_few_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["latency", "--shape", "tiny", "--lengths", "256,128", "--rounds", "2", "--new-tokens", "3"]
+    assert main([*asked, "--out", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert "REFRAG k=32" in out
+    assert "256 tokens, batch 1" in err
+    files = list(tmp_path.iterdir())
+    assert {"latency.jsonl", "latency.csv", "latency.md", "latency.png", "latency.log"} <= {f.name for f in files}
+    assert len(files) <= 8
+    assert max(file.stat().st_size for file in files) < 16 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (["--shape", "nope"], "valid choices"),
+        (["--lengths", "100"], "multiple of 128"),
+        (["--device", "tpu"], "valid choices"),
+        (["--dtype", "int8"], "valid choices"),
+        (["--lengths", "many"], "expected numbers"),
+    ],
+    ids=str,
+)
+def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], asked: list[str], said: str) -> None:
+    try:
+        code = main(["latency", *asked, "--out", str(tmp_path / "out")])
+    except SystemExit as stopped:
+        code = int(stopped.code or 0)
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, "")
+    assert said in err and len(err.strip().splitlines()) == 1
+
+
+def test_the_path_needs_only_what_a_bare_gpu_machine_has(tmp_path: Path) -> None:
+    """torch, transformers, numpy, pandas and matplotlib: the rest is not there to be imported."""
+    missing = ("faiss", "datasets", "lm_eval", "submitit", "bm25s", "pyarrow", "rich", "tabulate", "scipy", "jinja2")
+    script = (
+        f"import sys; sys.modules.update(dict.fromkeys({missing!r}))\n"
+        "from harness.cli.main import main\n"
+        "sys.exit(main(['latency', '--shape', 'tiny', '--lengths', '128', '--rounds', '1', '--new-tokens', '2', "
+        f"'--out', {str(tmp_path)!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "REFRAG k=32" in done.stdout
