@@ -29,29 +29,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness.roofline_limits import NOTHING, Ceilings, Work, floor_s, violations
+from harness.roofline_limits import NOTHING, Ceilings, Work
 from harness.timing import synchronise
 
 if TYPE_CHECKING:
     import torch
     from transformers import LlamaConfig, RobertaConfig
-
-__all__ = [
-    "NOTHING",
-    "Ceilings",
-    "EncoderShape",
-    "LlamaShape",
-    "Work",
-    "cross_attention",
-    "decode_step",
-    "encode",
-    "floor_s",
-    "kv_bytes",
-    "measure_ceilings",
-    "prefill",
-    "project",
-    "violations",
-]
 
 REPEATS = 8
 
@@ -142,14 +125,15 @@ def prefill(shape: LlamaShape, *, new: int, past: int = 0, batch: int = 1, items
     assert new >= 1
     pairs = new * past + (new * (new + 1) // 2 if causal else new * new)
     below = shape.layers - 1
+    attention = (below * pairs + past + new) * 4 * shape.heads * shape.head_width
     per_row = (
         shape.layers * new * 4 * shape.k_weights
         + (below * new + 1) * 2 * (2 * shape.q_weights + 3 * shape.width * shape.ffn)
-        + (below * pairs + past + new) * 4 * shape.heads * shape.head_width
+        + attention
         + 2 * shape.width * shape.vocab
     )
     moved = itemsize * shape.weights + kv_bytes(shape, past + new, batch, itemsize)
-    return Work(flops=batch * per_row, bytes=moved)
+    return Work(flops=batch * per_row, bytes=moved, attention=batch * attention)
 
 
 def decode_step(shape: LlamaShape, *, past: int, batch: int = 1, itemsize: int) -> Work:
@@ -170,9 +154,9 @@ def encode(shape: EncoderShape, *, rows: int, positions: int, itemsize: int) -> 
     if not rows:
         return NOTHING
     per_position = 2 * (2 * shape.q_weights + 2 * shape.k_weights + shape.mlp_weights)
-    pairs = positions**2 * 4 * shape.heads * shape.head_width
-    flops = rows * shape.layers * (positions * per_position + pairs)
-    return Work(flops=flops, bytes=itemsize * shape.weights)
+    attention = rows * shape.layers * positions**2 * 4 * shape.heads * shape.head_width
+    flops = rows * shape.layers * positions * per_position + attention
+    return Work(flops=flops, bytes=itemsize * shape.weights, attention=attention)
 
 
 def project(*, pooled: int, width: int, chunks: int, itemsize: int) -> Work:
@@ -207,22 +191,22 @@ def cross_attention(
     """
     states = batch * read  # encoder positions of all rows
     kv_width = 2 * shape.kv_heads * shape.head_width
-    flops, numbers = 0, 0
+    flops, attention, numbers = 0, 0, 0
     if new:
         positions = (layers - 1) * new + 1
-        per_position = 4 * shape.q_weights + 4 * shape.heads * shape.head_width * read
-        flops += batch * positions * per_position
+        attention = batch * positions * 4 * shape.heads * shape.head_width * read
+        flops += batch * positions * 4 * shape.q_weights + attention
         numbers += layers * (2 * shape.q_weights + shape.width)
         numbers += states * encoder_width if kv else layers * states * kv_width
     if kv:
         flops += layers * states * 2 * encoder_width * kv_width
         numbers += layers * encoder_width * kv_width
         numbers += 0 if new else layers * states * kv_width
-    return Work(flops=flops, bytes=itemsize * numbers)
+    return Work(flops=flops, bytes=itemsize * numbers, attention=attention)
 
 
 def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
-    """The fastest of several large matrix products in ``dtype``, and of several large copies and sums.
+    """The fastest of several large matrix products in ``dtype``, of causal attention, and of large copies and sums.
 
     The best, because a ceiling is a maximum; a sum beside the copy, because a decode step only reads, and reading alone
     can be faster. Random numbers, because zeros take a GPU less power and so less time. With the threads that the
@@ -236,6 +220,12 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
     a, b = (torch.randn((side, side), generator=generator, device=device, dtype=dtype) for _ in range(2))
     product = torch.empty_like(a)
     product_s = _best_s(lambda: torch.mm(a, b, out=product), device)
+    heads, positions, width = 16, 4096, 128 if cuda else 64
+    shape = (3, 1, heads, positions, width)
+    q, k, v = torch.randn(shape, generator=generator, device=device, dtype=dtype)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    attention_s = _best_s(lambda: attend(q, k, v, is_causal=True), device)
+    pairs = positions * (positions + 1) // 2
     source = torch.rand(n, generator=generator, device=device)
     copy = torch.empty_like(source)
     copy_s = _best_s(lambda: copy.copy_(source), device)
@@ -243,6 +233,7 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
     return Ceilings(
         flops_per_s=2 * side**3 / product_s,
         bytes_per_s=max(2 * source.nbytes / copy_s, source.nbytes / sum_s),
+        attention_flops_per_s=4 * heads * width * pairs / attention_s,
         device=torch.cuda.get_device_name(device) if cuda else device.type,
         dtype=str(dtype).removeprefix("torch."),
     )

@@ -17,16 +17,24 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """Floating-point operations (a multiply-add is 2), and bytes moved between memory and chip."""
+    """Floating-point operations (a multiply-add is 2), and bytes moved between memory and chip.
+
+    ``attention`` of the operations are scores and weighted values; the others multiply by weights.
+    """
 
     flops: float
     bytes: float
+    attention: float = 0.0
 
     def __add__(self, other: Work) -> Work:
-        return Work(flops=self.flops + other.flops, bytes=self.bytes + other.bytes)
+        return Work(
+            flops=self.flops + other.flops,
+            bytes=self.bytes + other.bytes,
+            attention=self.attention + other.attention,
+        )
 
     def __mul__(self, times: float) -> Work:
-        return Work(flops=self.flops * times, bytes=self.bytes * times)
+        return Work(flops=self.flops * times, bytes=self.bytes * times, attention=self.attention * times)
 
     __rmul__ = __mul__
 
@@ -36,10 +44,14 @@ NOTHING = Work(flops=0, bytes=0)
 
 @dataclass(frozen=True, kw_only=True)
 class Ceilings:
-    """The most that a device does per second: FLOPs in ``dtype``, and bytes read plus bytes written."""
+    """The most that a device does per second: FLOPs in ``dtype``, and bytes read plus bytes written.
+
+    ``attention_flops_per_s`` is what its attention kernel reaches, whose exponentials no FLOP counts.
+    """
 
     flops_per_s: float
     bytes_per_s: float
+    attention_flops_per_s: float
     device: str
     dtype: str
 
@@ -47,6 +59,16 @@ class Ceilings:
 def floor_s(work: Work, ceilings: Ceilings) -> float:
     """The least seconds that ``work`` takes, even where arithmetic and memory overlap without a gap."""
     return max(work.flops / ceilings.flops_per_s, work.bytes / ceilings.bytes_per_s)
+
+
+def arithmetic_s(work: Work, ceilings: Ceilings) -> float:
+    """The seconds of the arithmetic where each kind runs at its own ceiling.
+
+    A FLOP of attention takes longer than one of a matrix product, so whoever reads fewer positions saves more time than
+    FLOPs: a speed-up can pass the ratio of FLOPs without passing the ratio of these.
+    """
+    rest = work.flops - work.attention
+    return rest / ceilings.flops_per_s + work.attention / ceilings.attention_flops_per_s
 
 
 def violations(

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, cast
 from harness import roofline
 from harness.errors import unknown
 from harness.model.chunking import expanded_count
-from harness.roofline import NOTHING, EncoderShape, LlamaShape, Work
+from harness.roofline import EncoderShape, LlamaShape
+from harness.roofline_limits import NOTHING, Work
 
 if TYPE_CHECKING:
     import torch

@@ -15,7 +15,7 @@ from harness.cli.main import main
 from harness.errors import InputError
 from harness.model.load import Decoder, random_decoder
 from harness.roofline import LlamaShape, prefill
-from slurm import lanes as lab
+from harness.roofline_limits import Ceilings
 from slurm.jobs import latency
 from slurm.jobs.latency import JOURNAL, LatencyJob
 from slurm.lanes import AGAIN, REFERENCE, Lane, build_lanes
@@ -44,7 +44,7 @@ def lanes() -> tuple[list[Lane], Ids]:
 @pytest.fixture(autouse=True)
 def quick_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
     """The header's two ceilings take a second; their own tests are in test_roofline.py."""
-    found = lab.roofline.Ceilings(flops_per_s=1e11, bytes_per_s=1e10, device="cpu", dtype="float32")
+    found = Ceilings(flops_per_s=1e11, bytes_per_s=1e10, attention_flops_per_s=1e11, device="cpu", dtype="float32")
     monkeypatch.setattr("harness.roofline.measure_ceilings", lambda *_: found)
     monkeypatch.setattr(latency, "OVERHEAD_SAMPLES", 3)
 

@@ -82,7 +82,13 @@ def journal(*rows: dict[str, Any], **header: Any) -> Journal:
             "question_tokens": 32,
             "passage_tokens": 128,
             "rounds": 3,
-            "ceilings": {"flops_per_s": PEAK_FLOPS, "bytes_per_s": PEAK_BYTES, "device": "GPU", "dtype": "bfloat16"},
+            "ceilings": {
+                "flops_per_s": PEAK_FLOPS,
+                "bytes_per_s": PEAK_BYTES,
+                "attention_flops_per_s": PEAK_FLOPS / 4,
+                "device": "GPU",
+                "dtype": "bfloat16",
+            },
             "overhead_s": [1e-6, 1e-6, 5e-6],
             "provenance": {"device": "GPU", "cpu": "CPU", "commit": "0123456789abcdef", "dirty": False},
         }
@@ -182,6 +188,19 @@ def test_a_speed_up_above_its_cap_within_the_noise_is_no_flag() -> None:
     barely = row("REFRAG k=32", [18.0, 20.0, 24.0], flops=2.02e9)
     assert found(journal(*noisy, barely), "REFRAG k=32").flags == ()
     assert found(journal(*pair(), barely), "REFRAG k=32").flags != ()
+
+
+def test_attention_counts_at_its_own_ceiling_before_a_speed_up_is_flagged() -> None:
+    """A reference of 1e10 FLOPs, half of them attention at a quarter of the rate: 25 ms of arithmetic for 10."""
+    rows = pair()
+    for each in rows:
+        each["work"]["prefill"]["attention"] = 5e9
+    allowed = row("REFRAG k=32", [8.4, 8.4, 8.4], flops=2e9)
+    line = found(journal(*rows, allowed), "REFRAG k=32")
+    assert line.cap == 5.0 and line.speedup and line.speedup.mean == pytest.approx(11.9, abs=0.01)
+    assert line.flags == (), "12.5 = 25 ms over 2"
+    beyond = row("REFRAG k=32", [7.9, 7.9, 7.9], flops=2e9)
+    assert found(journal(*rows, beyond), "REFRAG k=32").flags != ()
 
 
 def test_out_of_memory_is_said() -> None:

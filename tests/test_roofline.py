@@ -29,8 +29,13 @@ from harness.model.chunking import encoder_inputs
 from harness.model.encoders import BidirectionalLlama, random_roberta
 from harness.model.llama import Llama
 from harness.model.load import SHAPES
-from harness.roofline import NOTHING, Ceilings, EncoderShape, LlamaShape, Work, floor_s, violations
+from harness.roofline import EncoderShape, LlamaShape
 from harness.roofline_limits import (
+    NOTHING,
+    Ceilings,
+    Work,
+    arithmetic_s,
+    floor_s,
     kv_bytes_theory,
     kv_ratio_theory,
     throughput_theory,
@@ -38,6 +43,7 @@ from harness.roofline_limits import (
     ttft_theory,
     ttit_ratio_theory,
     ttit_theory,
+    violations,
 )
 from refrag_v2.model import Projector, RefragConfig
 
@@ -48,7 +54,7 @@ ROWS, PAST, NEW = 2, 20, 48
 CLOSE = 2e-3  # rotary positions
 ENCODER_WIDTH = 48
 # A100 80 GB SXM: bandwidth and dense bfloat16 rate of NVIDIA's data sheet.
-A100 = Ceilings(flops_per_s=312e12, bytes_per_s=2039e9, device="A100", dtype="bfloat16")
+A100 = Ceilings(flops_per_s=312e12, bytes_per_s=2039e9, attention_flops_per_s=312e12, device="A100", dtype="bfloat16")
 # Weights: per layer q, o 24 each, k, v 12 each, MLP 60, norms 8: 140; twice, and the last norm 4, the head 28.
 # Keys and values: 2 layers x 2 x 3 = 12 numbers per position.
 SMALL = LlamaShape(layers=2, width=4, heads=2, kv_heads=1, head_width=3, ffn=5, vocab=7)
@@ -240,15 +246,33 @@ def test_without_windows_or_chunks_no_weight_is_read() -> None:
 
 
 def test_work_adds_and_multiplies() -> None:
-    one = Work(flops=3, bytes=5)
+    one = Work(flops=3, bytes=5, attention=2)
     assert one + NOTHING == one
-    assert one + one == 2 * one == one * 2 == Work(flops=6, bytes=10)
+    assert one + one == 2 * one == one * 2 == Work(flops=6, bytes=10, attention=4)
 
 
 def test_the_floor_is_the_longer_of_arithmetic_and_memory() -> None:
-    ceilings = Ceilings(flops_per_s=100, bytes_per_s=10, device="cpu", dtype="float32")
-    assert floor_s(Work(flops=300, bytes=20), ceilings) == 3
-    assert floor_s(Work(flops=300, bytes=40), ceilings) == 4
+    ceilings = Ceilings(flops_per_s=100, bytes_per_s=10, attention_flops_per_s=50, device="cpu", dtype="float32")
+    assert floor_s(Work(flops=300, bytes=20, attention=100), ceilings) == 3
+    assert floor_s(Work(flops=300, bytes=40, attention=100), ceilings) == 4
+    assert arithmetic_s(Work(flops=300, bytes=40, attention=100), ceilings) == 2 + 2
+
+
+def test_attention_is_what_grows_with_the_pairs() -> None:
+    """Every other operation is per position: what behind-the-mask pairs or longer windows add is attention alone."""
+    some = dict(new=NEW, past=PAST, batch=ROWS, itemsize=2)
+    masked, full = (roofline.prefill(SMALL, **some, causal=causal) for causal in (True, False))
+    assert full.attention - masked.attention == full.flops - masked.flops > 0
+    pairs = NEW * PAST + NEW * (NEW + 1) // 2 + PAST + NEW  # a layer, and the last one's row
+    assert masked.attention == ROWS * pairs * 4 * 2 * 3
+    encoder = EncoderShape(layers=2, width=4, heads=2, kv_heads=2, head_width=2, ffn=5, gated=True)
+    two, one = (roofline.encode(encoder, rows=n, positions=12 // n, itemsize=2) for n in (2, 1))
+    assert one.flops - two.flops == one.attention - two.attention == one.attention / 2
+    near, far = (
+        roofline.cross_attention(SMALL, layers=2, encoder_width=8, new=5, read=read, itemsize=2, kv=False)
+        for read in (10, 30)
+    )
+    assert far.flops - near.flops == far.attention - near.attention == near.attention * 2
 
 
 RIGHT = dict(measured_s=2.0, floor_s=2.0, memory_bytes=5.0, weights_bytes=5.0, speedup=4.2, cap=4.0, noise=0.05)
@@ -357,7 +381,7 @@ def test_the_papers_ttft_is_near_the_work_of_its_decoder() -> None:
 def test_ceilings_of_a_cpu() -> None:
     threads, random = torch.get_num_threads(), torch.get_rng_state()
     found = roofline.measure_ceilings(CPU, torch.float32)
-    assert 0 < found.flops_per_s < math.inf and 0 < found.bytes_per_s < math.inf
+    assert all(0 < rate < math.inf for rate in (found.flops_per_s, found.bytes_per_s, found.attention_flops_per_s))
     assert (found.device, found.dtype) == ("cpu", "float32")
     assert torch.get_num_threads() == threads and torch.equal(torch.get_rng_state(), random)
 
@@ -367,10 +391,11 @@ def test_a_ceiling_counts_what_is_computed_and_moved(
     monkeypatch: pytest.MonkeyPatch, copy_s: float, sum_s: float, bytes_per_s: float
 ) -> None:
     """A copy reads and writes 512 MiB, a sum reads them."""
-    seconds = iter([2, copy_s, sum_s])
+    seconds = iter([2, 4, copy_s, sum_s])
     monkeypatch.setattr(roofline, "_best_s", lambda *_: next(seconds))
     found = roofline.measure_ceilings(CPU, torch.float32)
     assert found.flops_per_s == 2048**3
+    assert found.attention_flops_per_s == 4 * 16 * 64 * (4096 * 4097 // 2) / 4
     assert found.bytes_per_s == bytes_per_s
 
 
