@@ -44,8 +44,8 @@ _NOTES = (
     "Speed-up: standard RAG's median prefill over this TTFT, with the 95 % interval of a bootstrap over rounds; "
     "~ where it is within the A/A interval of 1.",
     "Cap: the ratio of the arithmetic that cannot be avoided. Of the limit: the floor, from that arithmetic and the "
-    "bytes of weights, keys and values against the two ceilings, over the time. Flags: what cannot be, by floor, weights "
-    "or cap (where even attention at its own kernel's rate does not explain it).",
+    "bytes of weights, keys and values against the two ceilings, over the time. Flags: what cannot be, by floor, "
+    "weights or cap (where even attention at its own kernel's rate does not explain it).",
     "Paper: arXiv:2509.01092v2, Figures 2, 8 and 9, one A100, batch size 1, digitised. The k of the not-cached curve "
     "(16 here) and whether CEPE encodes inside (taken so) are not stated there.",
     "Tokens: of context; the question comes on top. Token ids are ready: tokenising is in no time. Peak: the device's "

@@ -19,6 +19,7 @@ from harness.errors import unknown
 from harness.model.chunking import expanded_count
 from harness.roofline import EncoderShape, LlamaShape
 from harness.roofline_limits import NOTHING, Work
+from results.latency import AGAIN, REFERENCE
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from harness.protocol import System
     from suites.latency import Workload
 
-REFERENCE, AGAIN = "standard RAG", "standard RAG (again)"
 RATES = (8, 16, 32)
 EXPAND = 0.1
 V1_K = 64

@@ -16,9 +16,10 @@ from harness.errors import InputError
 from harness.model.load import Decoder, random_decoder
 from harness.roofline import LlamaShape, prefill
 from harness.roofline_limits import Ceilings
+from results.latency import AGAIN, REFERENCE
 from slurm.jobs import latency
 from slurm.jobs.latency import JOURNAL, LatencyJob
-from slurm.lanes import AGAIN, REFERENCE, Lane, build_lanes
+from slurm.lanes import Lane, build_lanes
 from suites.latency import Ids, Workload
 
 LENGTH, QUESTION = 256, 32

@@ -11,7 +11,6 @@ import json
 import os
 import random
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from harness import provenance, roofline, timing
 from harness.device import open_device
 from harness.errors import InputError
 from harness.files import destination, write_atomically
+from results.latency import SCHEMA, read
 from slurm.jobs import Progress
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from slurm.lanes import Lane
     from suites.latency import Ids, Workload
 
-SCHEMA = 1
 JOURNAL = "latency.jsonl"
 OVERHEAD_SAMPLES = 200
 OUT_OF_MEMORY = "out of memory"
@@ -138,23 +137,16 @@ class LatencyJob:
 
         Raises ``InputError`` where it is of other settings.
         """
-        if not journal.exists():
+        if not journal.exists() or journal.stat().st_size == 0:
             return set()
-        documents = list(_read(journal))
-        if not documents:
-            journal.write_text("")
-            return set()
-        header, *rows = documents
+        found = read(journal)
+        asked = found.header["asked"]
         for name, value in self._settings().items():
-            if header["asked"][name] != value:
-                raise InputError(
-                    f"{journal} was measured with {name}={header['asked'][name]}, not {value}; choose another --out"
-                )
-        counts = Counter((row["length"], row["batch"]) for row in rows)
-        whole = {group for group, count in counts.items() if count == len(header["labels"])}
-        kept = [header, *(row for row in rows if (row["length"], row["batch"]) in whole)]
+            if asked[name] != value:
+                raise InputError(f"{journal} was measured with {name}={asked[name]}, not {value}; choose another --out")
+        kept = [found.header, *found.rows]
         write_atomically(journal, "".join(json.dumps(document) + "\n" for document in kept))
-        return whole
+        return {(row["length"], row["batch"]) for row in found.rows}
 
     def _decoder(self) -> tuple[Decoder, Ids]:
         from harness.model.load import Decoder, random_decoder
@@ -323,15 +315,6 @@ def _is_out_of_memory(error: BaseException) -> bool:
     import torch
 
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-
-
-def _read(journal: Path) -> Iterator[dict[str, Any]]:
-    """Its documents, up to a line that was torn."""
-    for line in journal.read_text().splitlines():
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            return
 
 
 def _write(file: TextIO, documents: Sequence[dict[str, Any]]) -> None:
