@@ -77,7 +77,9 @@ def _panel(panel: Axes, members: list[Line], metric: str, ratio: Callable[[Line]
     lengths = sorted({line.length for line in members})
     for index, ((label, boundary), name) in enumerate(CURVES.items()):
         colour = COLOURS[index % len(COLOURS)]
-        own = [line for line in members if line.label == label and line.boundary == boundary]
+        own = sorted(
+            (line for line in members if (line.label, line.boundary) == (label, boundary)), key=lambda line: line.length
+        )
         points = [(line.length, found) for line in own if (found := ratio(line))]
         if points:
             middle = [found.mean for _, found in points]

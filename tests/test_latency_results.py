@@ -276,6 +276,15 @@ def test_the_files_are_the_same_every_time(tmp_path: Path) -> None:
     assert write(faster, tmp_path)[2].read_bytes() != first["latency.png"]
 
 
+def test_curves_run_from_short_to_long_whatever_was_measured_first(tmp_path: Path) -> None:
+    short, long = [*pair(length=512), row("REFRAG k=32", [5.0], length=512)], [*pair(), FAST]
+    first, second = (
+        write(dump(journal(*rows), tmp_path / f"{number}.jsonl"), tmp_path)[2].read_bytes()
+        for number, rows in enumerate(([*short, *long], [*long, *short]))
+    )
+    assert first == second
+
+
 def replace_samples(given: dict[str, Any]) -> dict[str, Any]:
     return given | {"samples": given["samples"] | {"prefill_s": [0.011, 0.012, 0.013]}}
 
