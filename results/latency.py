@@ -63,7 +63,7 @@ def read(path: Path) -> Journal:
     """The journal at ``path``, up to a line that was torn. Raises ``InputError`` where there is none of this schema."""
     documents: list[Any] = []
     try:
-        for line in path.read_text().splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             documents.append(json.loads(line))
     except json.JSONDecodeError:
         pass
@@ -74,8 +74,12 @@ def read(path: Path) -> Journal:
     header, *rows = documents
     if header.get("schema") != SCHEMA:
         raise InputError(f"{path} has schema {header.get('schema')!r}; expected {SCHEMA}")
+    if not isinstance(header.get("labels"), list):
+        raise InputError(f"{path} is not a latency journal: its header has no labels")
     groups: dict[tuple[int, int], list[dict[str, Any]]] = {}
-    for row in rows:
+    for number, row in enumerate(rows, start=2):
+        if not isinstance(row, dict) or not {"label", "length", "batch"} <= row.keys():
+            raise InputError(f"{path}, line {number} is not a row of a latency journal")
         groups.setdefault((row["length"], row["batch"]), []).append(row)
     return Journal(header, [row for group in groups.values() if len(group) == len(header["labels"]) for row in group])
 
@@ -93,7 +97,7 @@ class Ratio:
 class Line:
     """One row at one boundary. Times in seconds; what cannot be said is None. ``flags`` are impossibilities.
 
-    ``cap`` is the reference's FLOPs over this row's, ``noise`` half the width of the A/A interval. A speed-up is
+    ``cap`` is the reference's FLOPs over this row's, ``noise`` how far from 1 the A/A interval reaches. A speed-up is
     flagged where it passes both the cap and the ratio of seconds with attention at its own ceiling (``arithmetic_s``).
     """
 
@@ -138,7 +142,7 @@ def _lines(journal: Journal, row: dict[str, Any], paper: dict[tuple[str, str, st
     reference = journal.row(REFERENCE, row["length"], row["batch"])
     again = journal.row(AGAIN, row["length"], row["batch"])
     noise = _ratio(reference["samples"][SAMPLES[PREFILL]], again["samples"][SAMPLES[PREFILL]])
-    spread = (noise.high - noise.low) / 2 if noise else 0.0
+    spread = max(abs(noise.low - 1), abs(noise.high - 1)) if noise else 0.0
     samples, work = row["samples"], {phase: Work(**part) for phase, part in row["work"].items()}
     decode_s = _spread(samples["ttit_s"])
     for boundary, name in SAMPLES.items():

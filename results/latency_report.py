@@ -42,7 +42,7 @@ _NOTES = (
     "Boundary: prefill, what a system keeps of the passages is ready (the paper's cached); +encode, it is made inside "
     "(not cached); +select, a policy chooses inside the clock.",
     "Speed-up: standard RAG's median prefill over this TTFT, with the 95 % interval of a bootstrap over rounds; "
-    "~ where it is within the A/A interval of 1.",
+    "~ where it is no further from 1 than the A/A interval reaches.",
     "Cap: the ratio of the arithmetic that cannot be avoided. Of the limit: the floor, from that arithmetic and the "
     "bytes of weights, keys and values against the two ceilings, over the time. Flags: what cannot be, by floor, "
     "weights or cap (where even attention at its own kernel's rate does not explain it).",
@@ -123,7 +123,7 @@ def _aligned(row: Sequence[str], widths: Sequence[int]) -> Iterable[str]:
 def _conditions(journal: Journal) -> list[str]:
     header, ceilings, provenance = journal.header, journal.ceilings, journal.header["provenance"]
     device = provenance["device"] if header["device"] != "cpu" else provenance["cpu"]
-    commit = str(provenance["commit"])[:12] + (" with changes" if provenance["dirty"] else "")
+    commit = str(provenance["commit"] or "unknown")[:12] + (" with changes" if provenance["dirty"] else "")
     return [
         f"- {device}, {header['dtype']}, {header['threads']} CPU threads; random weights, "
         f"{header['decoder']['parameters'] / 1e6:,.0f} M parameters; {header['new_tokens']} new tokens, "
