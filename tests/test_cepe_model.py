@@ -490,7 +490,7 @@ def test_built_around_a_decoder(encoder: str) -> None:
         (dict(cross_layers=3, encoder_states=2), "encoder_states 1 or, one for each cross-attention, 3; got 2"),
         (dict(cross_layers=2, encoder="roberta-base"), "decoder:N with a number of layers or random:SHAPE"),
         (dict(cross_layers=2, encoder="decoder:two"), "decoder:N with a number of layers or random:SHAPE"),
-        (dict(cross_layers=2, encoder="random:cepe-huge"), "valid choices: cepe-large, cepe-tiny"),
+        (dict(cross_layers=2, encoder="random:cepe-huge"), "valid choices: cepe-large, cepe-mini, cepe-tiny"),
     ],
 )
 def test_wrong_settings_are_input_errors(settings: dict, message: str) -> None:

@@ -532,7 +532,7 @@ WHOLE = dict(cross_layers=4, encoder="decoder:1", encoder_states=1)
         (WHOLE | {"cross_layers": "4"}, "is damaged"),
         (WHOLE | {"encoder": 1}, "is damaged"),
         (WHOLE | {"encoder": "decoder:x"}, "is damaged.*decoder:N"),
-        (WHOLE | {"encoder": "random:cepe-huge"}, "is damaged.*valid choices: cepe-large, cepe-tiny"),
+        (WHOLE | {"encoder": "random:cepe-huge"}, "is damaged.*valid choices: cepe-large, cepe-mini, cepe-tiny"),
         (WHOLE | {"encoder_states": 2}, "is damaged.*encoder_states"),
         (WHOLE | {"encoder": "decoder:9"}, "does not fit its decoder: expected 1 to 4 encoder layers, got 9"),
         (WHOLE | {"cross_layers": 9}, "does not fit its decoder: expected 1 to 4 decoder layers .* got 9"),
