@@ -69,6 +69,7 @@ class LlamaShape(Layers):
 
     @classmethod
     def of(cls, config: LlamaConfig) -> LlamaShape:
+        """The shape that ``config`` describes."""
         return cls(**_layers(config, config.num_hidden_layers), vocab=config.vocab_size)
 
     @property
@@ -86,6 +87,7 @@ class EncoderShape(Layers):
 
     @classmethod
     def of_roberta(cls, config: RobertaConfig) -> EncoderShape:
+        """All layers of the RoBERTa that ``config`` describes."""
         heads = config.num_attention_heads
         return cls(
             layers=config.num_hidden_layers,

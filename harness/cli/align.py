@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from harness.cli.arguments import counts
+
 HELP = "verify a REFRAG checkpoint's alignment: reconstruction per number of chunks"
 
 DESCRIPTION = """\
@@ -36,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint", type=Path, required=True, metavar="DIR", help="what `train refrag_v2` (or v1) made"
     )
     parser.add_argument(
-        "--chunks", type=_counts, default=(1, 2, 4, 8), metavar="L,L", help="numbers of chunks (1,2,4,8)"
+        "--chunks", type=counts, default=(1, 2, 4, 8), metavar="L,L", help="numbers of chunks (1,2,4,8)"
     )
     parser.add_argument(
         "--batches", type=int, default=8, metavar="N", help="per number of chunks, 1024 tokens each (8)"
@@ -47,13 +49,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write that document there as well")
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"expected numbers with commas between them, got {text!r}") from error
 
 
 def run(args: argparse.Namespace) -> int:

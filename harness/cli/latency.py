@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from harness.cli.arguments import counts
+
 HELP = "TTFT, TTIT, throughput and memory of every system at fixed lengths, beside the physical limit"
 
 DESCRIPTION = """\
@@ -38,12 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--lengths",
-        type=_counts,
+        type=counts,
         default=(512, 1024, 2048, 4096, 8192),
         metavar="N,N",
         help="context tokens, multiples of 128 (512,1024,2048,4096,8192)",
     )
-    parser.add_argument("--batches", type=_counts, default=(1,), metavar="B,B", help="requests at once (1)")
+    parser.add_argument("--batches", type=counts, default=(1,), metavar="B,B", help="requests at once (1)")
     parser.add_argument("--rounds", type=int, default=7, metavar="N", help="requests of each system per length (7)")
     parser.add_argument("--new-tokens", type=int, default=16, metavar="N", help="length of the answer (16)")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
@@ -51,13 +53,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, metavar="N", help="of the CPU (default: torch's own choice)")
     parser.add_argument("--minutes", type=float, metavar="M", help="start nothing after so long")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the files go")
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"expected numbers with commas between them, got {text!r}") from error
 
 
 def run(args: argparse.Namespace) -> int:

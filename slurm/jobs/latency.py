@@ -11,8 +11,9 @@ import json
 import os
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
@@ -25,7 +26,6 @@ from slurm.jobs import Progress
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
     from harness.model.load import Decoder
@@ -240,6 +240,7 @@ class Measured:
     error: str | None = None
 
     def samples(self) -> dict[str, list[float]]:
+        """Seconds by what they are of, as the journal has them."""
         names = ("prefill_s", "with_encode_s", "ttit_s", "total_s", "prefill_device_s")
         return {name: getattr(self, name) for name in names}
 
@@ -277,25 +278,13 @@ class Measured:
         self.stored_bytes = sum(row.stored_bytes for row in usage)
 
 
-class Null:
-    """A system that does nothing: what the clock itself takes."""
-
-    def encode(self, passages: Any) -> Any:
-        return passages
-
-    def generate(self, column_B: Tensor, new_tokens: int) -> Iterator[Tensor]:
-        for _ in range(new_tokens):
-            yield column_B
-
-
 def _overhead(device: torch.device) -> list[float]:
     """Seconds from call to first token of a system that does nothing."""
     import torch
 
     column_B = torch.zeros(1, dtype=torch.long, device=device)
-    null = Null()
     return [
-        timing.timed_batch(lambda: null.encode([]), lambda _: null.generate(column_B, 2), device, -1).ttft_s
+        timing.timed_batch(lambda: None, lambda _: repeat(column_B, 2), device, pad_id=-1).ttft_s
         for _ in range(OVERHEAD_SAMPLES)
     ]
 

@@ -5,7 +5,7 @@
 Fills     results/tables/objective.*, objective-2.*, objective-4.* (paired differences, by passages);
           runs/alignment/objective-*.json (how well chunks read back after each of the two stages)
 Cost      offline, CPU: 12 trainings of 361 k + 1.44 M decoder tokens, some 3 to 5 minutes each on
-          a busy core (about an hour of one), then 48 seconds
+          a busy core (about 45 minutes of one), then 48 seconds
 Expect    97 to 100 % at k = 8 under either objective, chance at k = 64 (results/LOG.md)
 
 Each cell learns to read chunks back by its own objective (v1: the embedding repeated; v2: x_1:kL from L embeddings),

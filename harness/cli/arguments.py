@@ -1,0 +1,13 @@
+"""Kinds of values that several verbs take."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """``1,2,4`` as numbers. Raises ``argparse.ArgumentTypeError`` for anything else."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected numbers with commas between them, got {text!r}") from error
