@@ -1,9 +1,11 @@
 """What does the latency lab's journal say? Every row beside the reference, the physical limit and the paper.
 
-A row has two lines, one per boundary of TTFT: ``prefill`` (what a system keeps of the passages is ready: the paper's
-"cached") and ``+encode`` (it is made inside: "not cached"). Where a policy chooses, choosing is inside both. The
-reference is standard RAG's prefill, as the paper's is LLaMA's TTFT. The samples of one length and batch size were taken
-in rounds, so ratios are of medians, with a bootstrap that draws whole rounds (95 %, seeded).
+A row has three lines, one per boundary of TTFT: ``prefill`` (what a system keeps of the passages is ready: the paper's
+"cached"), ``+encode`` (it is made inside: "not cached") and ``+retrieve`` (the passages are searched for first, which
+costs every system the median of the searches that the header holds). Where a policy chooses, choosing is inside all
+three. The reference is standard RAG's prefill, as the paper's is LLaMA's TTFT, with its search in the third. The
+samples of one length and batch size were taken in rounds, so ratios are of medians, with a bootstrap that draws whole
+rounds (95 %, seeded).
 
 Of third parties only numpy is imported here: a bare GPU machine runs this.
 """
@@ -14,18 +16,30 @@ import csv
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from harness.errors import InputError
-from harness.roofline_limits import NOTHING, Ceilings, Work, arithmetic_s, floor_s, violations
+from harness.roofline_limits import (
+    NOTHING,
+    Ceilings,
+    Work,
+    arithmetic_s,
+    floor_s,
+    kv_ratio_theory,
+    ttft_ratio_theory,
+    ttit_ratio_theory,
+    violations,
+)
 
-SCHEMA = 1
+SCHEMA = 2
 REFERENCE, AGAIN = "standard RAG", "standard RAG (again)"
-PREFILL, ENCODE = "prefill", "+encode"
-SAMPLES = {PREFILL: "prefill_s", ENCODE: "with_encode_s"}
+PREFILL, ENCODE, RETRIEVE = "prefill", "+encode", "+retrieve"
+SAMPLES = {PREFILL: "prefill_s", ENCODE: "with_encode_s", RETRIEVE: "with_encode_s"}
+ROW = {"label", "length", "batch", "samples", "work", "memory"}
 RESAMPLES = 10_000
 PAPER = Path(__file__).parent / "reference" / "fig02_08_09_latency.csv"
 # What the paper leaves open: the k of its one not-cached curve (the same in all three figures; 16 is the main text's),
@@ -58,6 +72,25 @@ class Journal:
                 return row
         raise InputError(f"the journal has no row {label!r} at {length} tokens, batch {batch}")
 
+    def search(self, batch: int) -> Search:
+        """What finding the passages of ``batch`` questions takes."""
+        found = next(part for part in self.header["search"] if part["batch"] == batch)
+        return Search(median_s=float(np.median(found["seconds"])), work=Work(**found["work"]))
+
+    @cached_property
+    def lines(self) -> list[Line]:
+        """Three lines per row, in the journal's order."""
+        paper = read_paper()
+        return [line for row in self.rows for line in _lines(self, row, paper)]
+
+
+@dataclass(frozen=True)
+class Search:
+    """One search: its median seconds, and the least work of it."""
+
+    median_s: float
+    work: Work
+
 
 def read(path: Path) -> Journal:
     """The journal at ``path``, up to a line that was torn. Raises ``InputError`` where there is none of this schema."""
@@ -78,7 +111,7 @@ def read(path: Path) -> Journal:
         raise InputError(f"{path} is not a latency journal: its header has no labels")
     groups: dict[tuple[int, int], list[dict[str, Any]]] = {}
     for number, row in enumerate(rows, start=2):
-        if not isinstance(row, dict) or not {"label", "length", "batch"} <= row.keys():
+        if not isinstance(row, dict) or not row.keys() >= ROW:
             raise InputError(f"{path}, line {number} is not a row of a latency journal")
         groups.setdefault((row["length"], row["batch"]), []).append(row)
     return Journal(header, [row for group in groups.values() if len(group) == len(header["labels"]) for row in group])
@@ -97,8 +130,10 @@ class Ratio:
 class Line:
     """One row at one boundary. Times in seconds; what cannot be said is None. ``flags`` are impossibilities.
 
-    ``cap`` is the reference's FLOPs over this row's, ``noise`` how far from 1 the A/A interval reaches. A speed-up is
-    flagged where it passes both the cap and the ratio of seconds with attention at its own ceiling (``arithmetic_s``).
+    ``theory`` are the paper's formulas for a REFRAG that expands nothing (Table 6): the ratios of TTFT, of TTIT at the
+    last token and of the KV cache. ``cap`` is the reference's FLOPs over this row's, ``noise`` how far from 1 the A/A
+    interval reaches. A speed-up is flagged where it passes both the cap and the ratio of seconds with attention at its
+    own ceiling (``arithmetic_s``).
     """
 
     length: int
@@ -108,6 +143,7 @@ class Line:
     error: str | None
     decoder_positions: int | None
     ttft_s: tuple[float, float, float] | None  # p10, median, p90
+    device_ttft_s: float | None  # the median by the device's own clock, of the prefill
     ttit_s: tuple[float, float, float] | None
     n: int
     tokens_per_s: float | None
@@ -119,11 +155,12 @@ class Line:
     mfu: float | None
     mbu: float | None
     paper: float | None
+    theory: tuple[float, float, float] | None  # TTFT, TTIT, KV
     noise: float
     peak_bytes: int | None
     weights_bytes: int
     kv_bytes: int | None
-    stored_bytes: int
+    stored_bytes: int | None
     flags: tuple[str, ...]
 
     @property
@@ -132,29 +169,26 @@ class Line:
         return self.floor_s / self.ttft_s[1] if self.floor_s and self.ttft_s else None
 
 
-def lines(journal: Journal) -> list[Line]:
-    """Two lines per row, in the journal's order."""
-    paper = read_paper()
-    return [line for row in journal.rows for line in _lines(journal, row, paper)]
-
-
 def _lines(journal: Journal, row: dict[str, Any], paper: dict[tuple[str, str, str, int], float]) -> Iterator[Line]:
     reference = journal.row(REFERENCE, row["length"], row["batch"])
     again = journal.row(AGAIN, row["length"], row["batch"])
     noise = _ratio(reference["samples"][SAMPLES[PREFILL]], again["samples"][SAMPLES[PREFILL]])
     spread = max(abs(noise.low - 1), abs(noise.high - 1)) if noise else 0.0
     samples, work = row["samples"], {phase: Work(**part) for phase, part in row["work"].items()}
-    decode_s = _spread(samples["ttit_s"])
+    decode_s, on_device = _spread(samples["ttit_s"]), _spread(samples["prefill_device_s"])
+    search = journal.search(row["batch"])
+    memory = row["memory"]
     for boundary, name in SAMPLES.items():
-        parts = [work["prefill"], *([work["encode"]] if boundary == ENCODE else [])]
+        found_s, finding = (search.median_s, [search.work]) if boundary == RETRIEVE else (0.0, [])
+        parts = [*finding, work["prefill"], *([] if boundary == PREFILL else [work["encode"]])]
+        before = sum(finding, Work(**reference["work"]["prefill"]))
         whole = sum(parts, NOTHING)
-        before = Work(**reference["work"]["prefill"])
-        ttft = _spread(samples[name])
+        taken = [found_s + seconds for seconds in samples[name]]
+        ttft = _spread(taken)
         floor = sum(floor_s(part, journal.ceilings) for part in parts)
-        speedup = _ratio(reference["samples"][SAMPLES[PREFILL]], samples[name])
+        speedup = _ratio([found_s + seconds for seconds in reference["samples"][SAMPLES[PREFILL]]], taken)
         cap = before.flops / whole.flops
         highest = max(cap, arithmetic_s(before, journal.ceilings) / arithmetic_s(whole, journal.ceilings))
-        memory = row["memory"]
         yield Line(
             length=row["length"],
             batch=row["batch"],
@@ -163,17 +197,19 @@ def _lines(journal: Journal, row: dict[str, Any], paper: dict[tuple[str, str, st
             error=row["error"],
             decoder_positions=row["decoder_positions"],
             ttft_s=ttft,
+            device_ttft_s=on_device[1] if on_device and boundary == PREFILL else None,
             ttit_s=decode_s,
-            n=len(samples[name]),
-            tokens_per_s=_tokens_per_s(journal, row, boundary),
+            n=len(taken),
+            tokens_per_s=_tokens_per_s(journal, row, boundary, found_s),
             speedup=speedup,
             ttit_speedup=_ratio(_per_round(reference), _per_round(row)),
-            throughput_speedup=_ratio(_whole_s(reference, PREFILL), _whole_s(row, boundary)),
+            throughput_speedup=_ratio(_whole_s(reference, PREFILL, found_s), _whole_s(row, boundary, found_s)),
             floor_s=floor,
             cap=cap,
             mfu=ttft and whole.flops / ttft[1] / journal.ceilings.flops_per_s,
             mbu=decode_s and work["decode"].bytes / decode_s[1] / journal.ceilings.bytes_per_s,
             paper=_paper_of(row["label"], boundary, row["batch"], row["length"], paper),
+            theory=_theory_of(journal, row) if boundary == PREFILL else None,
             noise=spread,
             peak_bytes=memory["peak_bytes"],
             weights_bytes=memory["weights_bytes"],
@@ -191,6 +227,17 @@ def _lines(journal: Journal, row: dict[str, Any], paper: dict[tuple[str, str, st
                 )
             ),
         )
+
+
+def _theory_of(journal: Journal, row: dict[str, Any]) -> tuple[float, float, float] | None:
+    """Table 6 at the decoder's shape: the ratios of TTFT, TTIT and KV cache; None where it has no formula."""
+    settings, decoder = row["settings"], journal.header["decoder"]
+    if row["system"] != "refrag_v2" or settings["expand"]:
+        return None
+    d, layers, n = decoder["width"], decoder["layers"], decoder["parameters"]
+    s, o, k = row["length"], journal.header["new_tokens"], settings["k"]
+    ttit = ttit_ratio_theory(d=d, layers=layers, batch=row["batch"], n=n, s=s, o=o, k=k)
+    return ttft_ratio_theory(d=d, s=s, k=k), ttit, kv_ratio_theory(s, o, k)
 
 
 def read_paper(path: Path = PAPER) -> dict[tuple[str, str, str, int], float]:
@@ -214,17 +261,17 @@ def _paper_of(
     return paper.get((*PAPER_ROWS[label, boundary], PAPER_METRICS["ttft"], length))
 
 
-def _tokens_per_s(journal: Journal, row: dict[str, Any], boundary: str) -> float | None:
+def _tokens_per_s(journal: Journal, row: dict[str, Any], boundary: str, found_s: float) -> float | None:
     """Generated tokens over the median whole request."""
-    whole = _spread(_whole_s(row, boundary))
+    whole = _spread(_whole_s(row, boundary, found_s))
     return whole and row["batch"] * journal.header["new_tokens"] / whole[1]
 
 
-def _whole_s(row: dict[str, Any], boundary: str) -> list[float]:
-    """Seconds of each round's whole request, with the encoding or without."""
+def _whole_s(row: dict[str, Any], boundary: str, found_s: float) -> list[float]:
+    """Seconds of each round's whole request, with the encoding or without, after a search of ``found_s``."""
     samples = row["samples"]
-    if boundary == ENCODE:
-        return list(samples["total_s"])
+    if boundary != PREFILL:
+        return [found_s + total for total in samples["total_s"]]
     together = zip(samples["total_s"], samples["with_encode_s"], samples["prefill_s"], strict=True)
     return [total - (with_encode - prefill) for total, with_encode, prefill in together]
 

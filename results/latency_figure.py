@@ -19,7 +19,6 @@ from results.latency import (
     Journal,
     Line,
     Ratio,
-    lines,
     questions_to_pay,
     read_paper,
 )
@@ -45,7 +44,7 @@ def draw(journal: Journal) -> dict[str, bytes]:
     from matplotlib import style
     from matplotlib.figure import Figure
 
-    members = lines(journal)
+    members = journal.lines
     batch = min((line.batch for line in members), default=1)
     members = [line for line in members if line.batch == batch]
     with style.context(STYLE, after_reset=True):

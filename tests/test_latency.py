@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,16 @@ from results.latency import AGAIN, REFERENCE
 from slurm.jobs import latency
 from slurm.jobs.latency import JOURNAL, LatencyJob
 from slurm.lanes import Lane, build_lanes
+from slurm.search import build_search, search_work
 from suites.latency import Ids, Workload
 
 LENGTH, QUESTION = 256, 32
 
 
 def job(out: Path, **changes: Any) -> LatencyJob:
-    settings: dict[str, Any] = dict(shape="tiny", lengths=(LENGTH,), batches=(1,), out=out, rounds=1, new_tokens=3)
+    settings: dict[str, Any] = dict(
+        shape="tiny", lengths=(LENGTH,), batches=(1,), out=out, rounds=1, new_tokens=3, indexed=500
+    )
     return LatencyJob(**settings | changes)
 
 
@@ -48,6 +52,7 @@ def quick_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
     found = Ceilings(flops_per_s=1e11, bytes_per_s=1e10, attention_flops_per_s=1e11, device="cpu", dtype="float32")
     monkeypatch.setattr("harness.roofline.measure_ceilings", lambda *_: found)
     monkeypatch.setattr(latency, "OVERHEAD_SAMPLES", 3)
+    monkeypatch.setattr(latency, "SEARCHES", 2)
 
 
 # The workload
@@ -143,6 +148,8 @@ def test_a_run_leaves_a_header_and_a_row_of_every_lane(tmp_path: Path) -> None:
     header, rows = journal_of(job(tmp_path, rounds=2, batches=(2,)).run())
     assert (header["kind"], header["shape"], header["rounds"]) == ("run", "tiny", 2)
     assert header["ceilings"]["flops_per_s"] == 1e11
+    (search,) = header["search"]
+    assert (search["batch"], search["best"], len(search["seconds"])) == (2, LENGTH // 128, 2)
     assert len(header["overhead_s"]) == 3 and all(sample > 0 for sample in header["overhead_s"])
     assert {row["label"] for row in rows} >= {REFERENCE, AGAIN, "REFRAG k=16"}
     for row in rows:
@@ -159,6 +166,18 @@ def test_a_run_leaves_a_header_and_a_row_of_every_lane(tmp_path: Path) -> None:
     assert by_label["KV reuse"]["memory"]["stored_bytes"] == 2 * LENGTH * 2 * 4 * 128 * 4
     assert by_label["REFRAG k=16"]["memory"]["stored_bytes"] == 2 * LENGTH // 16 * 128 * 4
     assert by_label["standard RAG"]["memory"]["kv_bytes"] == 2 * (LENGTH + QUESTION + 2) * 2 * 4 * 128 * 4
+
+
+def test_a_search_finds_the_nearest_vectors_and_counts_what_it_reads() -> None:
+    search = build_search(300, 50, torch.device("cpu"), torch.float32)
+    ids = torch.randint(50, (2, 7))
+    query = search.encoder(ids, torch.ones_like(ids)).mean(1)
+    scores = torch.nn.functional.cosine_similarity(query[:, None], search.vectors_ND[None], dim=-1)
+    assert torch.equal(search(ids, 5), scores.argsort(-1, descending=True)[:, :5])
+    work = search_work(search, batch=2, question_tokens=7)
+    alone = search_work(replace(search, vectors_ND=search.vectors_ND[:1]), batch=2, question_tokens=7)
+    assert work.flops - alone.flops == 2 * 2 * 299 * 384
+    assert work.bytes - alone.bytes == 299 * 384 * 4
 
 
 def test_lengths_are_measured_in_the_order_given(tmp_path: Path) -> None:
@@ -189,6 +208,8 @@ def test_a_journal_of_other_settings_is_refused(tmp_path: Path, changes: dict[st
     job(tmp_path).run()
     with pytest.raises(InputError, match=f"measured with {next(iter(changes))}="):
         job(tmp_path, lengths=(128,), **changes).run()
+    with pytest.raises(InputError, match="measured for batch sizes 1;"):
+        job(tmp_path, batches=(1, 2)).run()
 
 
 def test_nothing_starts_after_the_time_is_over(tmp_path: Path) -> None:
@@ -255,7 +276,19 @@ def test_a_run_that_cannot_be_is_refused_before_it_starts(tmp_path: Path, change
 
 
 def test_the_command_prints_a_table_and_leaves_few_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = ["latency", "--shape", "tiny", "--lengths", "256,128", "--rounds", "2", "--new-tokens", "3"]
+    asked = [
+        "latency",
+        "--shape",
+        "tiny",
+        "--lengths",
+        "256,128",
+        "--rounds",
+        "2",
+        "--new-tokens",
+        "3",
+        "--indexed",
+        "500",
+    ]
     assert main([*asked, "--out", str(tmp_path)]) == 0
     out, err = capsys.readouterr()
     assert "REFRAG k=32" in out
@@ -274,6 +307,7 @@ def test_the_command_prints_a_table_and_leaves_few_files(tmp_path: Path, capsys:
         (["--device", "tpu"], "valid choices"),
         (["--dtype", "int8"], "valid choices"),
         (["--lengths", "many"], "expected numbers"),
+        (["--indexed", "0"], "at least 1 passage"),
     ],
     ids=str,
 )

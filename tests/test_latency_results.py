@@ -16,9 +16,9 @@ from harness.errors import InputError
 from results.latency import (
     AGAIN,
     REFERENCE,
+    SCHEMA,
     Journal,
     Line,
-    lines,
     questions_to_pay,
     read,
     read_paper,
@@ -46,7 +46,7 @@ def row(
         "kind": "row",
         "system": "refrag_v2",
         "label": label,
-        "settings": {},
+        "settings": {"k": 32, "expand": 0.0},
         "length": length,
         "batch": batch,
         "decoder_positions": 100,
@@ -71,10 +71,10 @@ def journal(*rows: dict[str, Any], **header: Any) -> Journal:
     return Journal(
         {
             "kind": "run",
-            "schema": 1,
+            "schema": SCHEMA,
             "labels": list(dict.fromkeys(each["label"] for each in rows)),
             "shape": "llama2-7b",
-            "decoder": {"parameters": 6_738_415_616},
+            "decoder": {"parameters": 6_738_415_616, "width": 4096, "layers": 32},
             "dtype": "bfloat16",
             "device": "cuda",
             "threads": 1,
@@ -90,6 +90,11 @@ def journal(*rows: dict[str, Any], **header: Any) -> Journal:
                 "dtype": "bfloat16",
             },
             "overhead_s": [1e-6, 1e-6, 5e-6],
+            "indexed": 1000,
+            "search": [
+                {"batch": batch, "best": 8, "seconds": [0.004, 0.005, 0.009], "work": {"flops": 1e9, "bytes": 0}}
+                for batch in (1, 8)
+            ],
             "provenance": {"device": "GPU", "cpu": "CPU", "commit": "0123456789abcdef", "dirty": False},
         }
         | header,
@@ -103,7 +108,7 @@ def pair(**changes: Any) -> list[dict[str, Any]]:
 
 
 def found(given: Journal, label: str, boundary: str = "prefill") -> Line:
-    (line,) = [line for line in lines(given) if (line.label, line.boundary) == (label, boundary)]
+    (line,) = [line for line in given.lines if (line.label, line.boundary) == (label, boundary)]
     return line
 
 
@@ -147,7 +152,7 @@ def test_the_papers_ratio_stands_beside_the_same_method_and_length_only() -> Non
         row("REFRAG k=8", [30.0]),
         row("REFRAG k=16", [30.0]),
         row("CEPE", [30.0]),
-        row("REFRAG k=32 +10% policy", [30.0], settings={"select": "policy"}),
+        row("REFRAG k=32 +10% policy", [30.0], settings={"k": 32, "expand": 0.1, "select": "policy"}),
     ]
     given = journal(*rows)
     assert found(given, "REFRAG k=32").paper == 30.856
@@ -231,7 +236,7 @@ def test_a_line_within_the_noise_is_marked() -> None:
 
 def test_every_number_is_in_the_csv() -> None:
     read_back = list(csv.DictReader(to_csv(journal(*pair(), FAST)).splitlines()))
-    assert len(read_back) == 6
+    assert len(read_back) == 9, "three boundaries each"
     line = next(each for each in read_back if (each["label"], each["boundary"]) == ("REFRAG k=32", "prefill"))
     assert float(line["ttft_s_median"]) == 0.020
     assert float(line["speedup_mean"]) == pytest.approx(5.0)
@@ -260,9 +265,9 @@ def test_a_journal_that_was_cut_off_gives_its_whole_groups(tmp_path: Path) -> No
         ("[]\n", "no header"),
         ("\udc80\udcff", "no header"),
         ('{"kind": "run", "schema": 7}\n', "schema 7"),
-        ('{"kind": "run", "schema": 1}\n', "no labels"),
-        ('{"kind": "run", "schema": 1, "labels": ["a"]}\n3\n', "line 2"),
-        ('{"kind": "run", "schema": 1, "labels": ["a"]}\n{"kind": "row"}\n', "line 2"),
+        ('{"kind": "run", "schema": 2}\n', "no labels"),
+        ('{"kind": "run", "schema": 2, "labels": ["a"]}\n3\n', "line 2"),
+        ('{"kind": "run", "schema": 2, "labels": ["a"]}\n{"kind": "row"}\n', "line 2"),
     ],
     ids=["empty", "another file", "bytes", "another schema", "no labels", "a number", "half a row"],
 )
@@ -305,6 +310,25 @@ def test_nothing_heavy_is_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_search_is_paid_by_the_reference_too() -> None:
+    line = found(journal(*pair(), FAST), "REFRAG k=32", "+retrieve")
+    assert line.ttft_s and line.ttft_s[1] == pytest.approx(0.005 + 0.050), "the median search on top of +encode"
+    assert line.speedup and line.speedup.mean == pytest.approx(0.105 / 0.055)
+    assert line.cap == pytest.approx((1e9 + 1e10) / (1e9 + 1e9 + 3e9))
+    assert line.tokens_per_s == pytest.approx(4 / (0.055 + 0.006))
+    assert line.paper is None and line.theory is None
+
+
+def test_the_papers_theory_stands_beside_what_it_is_of() -> None:
+    theory = found(journal(*pair(), FAST), "REFRAG k=32").theory
+    d, s, k = 4096, 16384, 32
+    assert theory and theory[0] == pytest.approx(k**2 * (6 * d * s + s**2) / (6 * d * s * k + s**2))
+    assert theory[1] > 1 and 1 < theory[2] < k
+    expanded = row("REFRAG k=32", [20.0], settings={"k": 32, "expand": 0.1})
+    assert found(journal(*pair(), expanded), "REFRAG k=32").theory is None
+    assert found(journal(*pair(), FAST), "REFRAG k=32", "+encode").theory is None
 
 
 def test_a_line_knows_its_share_of_the_limit_only_with_both() -> None:
@@ -403,6 +427,7 @@ def test_the_tables_show_the_numbers_of_their_lines() -> None:
         "3",
         f"5.00 [{speedup.low:.2f}, {speedup.high:.2f}]",
         "30.86",
+        "52.2",
         "10.0",
         "5%",
         "5%",
@@ -416,7 +441,7 @@ def test_the_tables_show_the_numbers_of_their_lines() -> None:
     ]
     slower = FAST | {"work": FAST["work"] | {"decode": {"flops": 0, "bytes": 4e6}}}
     (other,) = cells(to_markdown(journal(*pair(), slower)), "16,384", "REFRAG k=32", "prefill")
-    assert (other[10], other[12]) == ("5%", "20%"), "MFU, MBU"
+    assert (other[11], other[13]) == ("5%", "20%"), "MFU, MBU"
     (line,) = [
         each
         for each in csv.DictReader(to_csv(given).splitlines())

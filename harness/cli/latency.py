@@ -48,6 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batches", type=counts, default=(1,), metavar="B,B", help="requests at once (1)")
     parser.add_argument("--rounds", type=int, default=7, metavar="N", help="requests of each system per length (7)")
     parser.add_argument("--new-tokens", type=int, default=16, metavar="N", help="length of the answer (16)")
+    parser.add_argument(
+        "--indexed", type=int, default=1_000_000, metavar="N", help="passages to search for +retrieve (1000000)"
+    )
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--dtype", help="float32, bfloat16, float16 (default: float32 on a CPU, else bfloat16)")
     parser.add_argument("--threads", type=int, metavar="N", help="of the CPU (default: torch's own choice)")
@@ -65,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
         out=args.out,
         rounds=args.rounds,
         new_tokens=args.new_tokens,
+        indexed=args.indexed,
         device=args.device,
         dtype=args.dtype or ("float32" if args.device == "cpu" else "bfloat16"),
         threads=args.threads,

@@ -18,10 +18,12 @@ from harness.errors import InputError, unknown
 if TYPE_CHECKING:
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, RobertaModel
 
-# The published shapes (FacebookAI/roberta-base and roberta-large, config.json), and small ones for small decoders.
+# The published shapes (FacebookAI/roberta-base and roberta-large, sentence-transformers/all-MiniLM-L6-v2, config.json),
+# and small ones for small decoders.
 ROBERTA_SHAPES: Mapping[str, Mapping[str, Any]] = {
     "roberta-tiny": dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128),
     "roberta-mini": dict(hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=1024),
+    "minilm": dict(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536),
     "roberta-base": dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072),
     "roberta-large": dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096),
 }

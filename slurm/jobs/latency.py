@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 JOURNAL = "latency.jsonl"
 OVERHEAD_SAMPLES = 200
+SEARCHES = 20
+VOCABULARY = 30_522  # of the encoder of questions
 OUT_OF_MEMORY = "out of memory"
 
 
@@ -42,8 +44,9 @@ OUT_OF_MEMORY = "out of memory"
 class LatencyJob:
     """Time all lanes around a random decoder of ``shape`` at ``lengths`` (context tokens), in this order.
 
-    ``minutes`` bounds the whole run: no round starts after it, and a group that had no round is left out. ``threads``
-    None leaves torch's own number. Files go to ``out``; a journal of other settings there is an ``InputError``.
+    ``indexed`` passages are in the index of the ``+retrieve`` boundary. ``minutes`` bounds the whole run: no round
+    starts after it, and a group that had no round is left out. ``threads`` None leaves torch's own number. Files go to
+    ``out``; a journal of other settings there is an ``InputError``.
     """
 
     shape: str
@@ -54,6 +57,7 @@ class LatencyJob:
     new_tokens: int = 16
     question_tokens: int = 32
     passage_tokens: int = 128
+    indexed: int = 1_000_000
     device: str = "cpu"
     dtype: str = "float32"
     threads: int | None = None
@@ -63,6 +67,8 @@ class LatencyJob:
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.new_tokens < 2:
             raise InputError(f"expected at least 1 round and 2 new tokens, got {self.rounds} and {self.new_tokens}")
+        if self.indexed < 1:
+            raise InputError(f"expected at least 1 passage to search among, got {self.indexed}")
         if not self.lengths or not self.batches:
             raise InputError("expected at least one length and one batch size")
         self._workloads()
@@ -89,9 +95,9 @@ class LatencyJob:
         decoder, tokenizer = self._decoder()
         lanes = build_lanes(self.shape, decoder)
         shape = roofline.LlamaShape.of(decoder.model.config)
+        if not there and not journal.exists():
+            write_atomically(journal, json.dumps(self._header(lanes, decoder, device)) + "\n")
         with journal.open("a") as file:
-            if journal.stat().st_size == 0:
-                _write(file, [self._header(lanes, decoder, device)])
             for done, load in enumerate(missing):
                 if self._over(started):
                     break
@@ -127,6 +133,7 @@ class LatencyJob:
             "new_tokens",
             "question_tokens",
             "passage_tokens",
+            "indexed",
             "rounds",
             "seed",
         )
@@ -144,6 +151,11 @@ class LatencyJob:
         for name, value in self._settings().items():
             if asked[name] != value:
                 raise InputError(f"{journal} was measured with {name}={asked[name]}, not {value}; choose another --out")
+        known = {part["batch"] for part in found.header["search"]}
+        if not known.issuperset(self.batches):
+            raise InputError(
+                f"{journal} was measured for batch sizes {', '.join(map(str, sorted(known)))}; choose another --out"
+            )
         kept = [found.header, *found.rows]
         write_atomically(journal, "".join(json.dumps(document) + "\n" for document in kept))
         return {(row["length"], row["batch"]) for row in found.rows}
@@ -171,7 +183,11 @@ class LatencyJob:
             "asked": self._settings(),
             "labels": [lane.label for lane in lanes],
             "shape": self.shape,
-            "decoder": {"parameters": sum(p.numel() for p in decoder.model.parameters())},
+            "decoder": {
+                "parameters": sum(p.numel() for p in decoder.model.parameters()),
+                "width": decoder.model.config.hidden_size,
+                "layers": decoder.model.config.num_hidden_layers,
+            },
             "dtype": self.dtype,
             "device": self.device,
             "threads": torch.get_num_threads(),
@@ -181,8 +197,30 @@ class LatencyJob:
             "rounds": self.rounds,
             "ceilings": asdict(roofline.measure_ceilings(device, getattr(torch, self.dtype))),
             "overhead_s": _overhead(device),
+            "indexed": self.indexed,
+            "search": [self._search(batch, device) for batch in self.batches],
             "provenance": provenance.collect(self.device),
         }
+
+    def _search(self, batch: int, device: torch.device) -> dict[str, Any]:
+        """Seconds from questions to the passages' numbers, as many as the longest context holds."""
+        import torch
+
+        from slurm.search import build_search, search_work
+
+        search = build_search(self.indexed, VOCABULARY, device, getattr(torch, self.dtype), self.seed)
+        best = min(self.indexed, max(self.lengths) // self.passage_tokens)
+        seconds = []
+        for number in range(-1, SEARCHES):  # the first is the warm-up
+            generator = torch.Generator().manual_seed(number)
+            ids = torch.randint(VOCABULARY, (batch, self.question_tokens), generator=generator).to(device)
+            timing.synchronise(device)
+            start = time.perf_counter()
+            search(ids, best)
+            if number >= 0:
+                seconds.append(time.perf_counter() - start)
+        work = search_work(search, batch=batch, question_tokens=self.question_tokens)
+        return {"batch": batch, "best": best, "seconds": seconds, "work": asdict(work)}
 
     def _over(self, started: float) -> bool:
         return self.minutes is not None and time.monotonic() - started > 60 * self.minutes
@@ -236,7 +274,7 @@ class Measured:
     prefill_device_s: list[float] = field(default_factory=list)
     request_bytes: int | None = None
     decoder_positions: int | None = None
-    stored_bytes: int = 0
+    stored_bytes: int | None = None
     error: str | None = None
 
     def samples(self) -> dict[str, list[float]]:
