@@ -21,9 +21,11 @@ At the tiny scale matrices are trained by Muon and everything else by AdamW, at 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
+from typing import Any
 
 from harness.data.world.practice import Copying, Growing, Pairs, Quizzing, Reading, Sketches
 from harness.train.stage import AdamW, Muon, Schedule, Stage
@@ -36,7 +38,16 @@ from refrag_v2.recipe import ENCODING, PolicyRecipe, RefragRecipe
 _SCHEDULE = Schedule(warmup=0.04, decay="cosine", floor=0.05)
 _POLICY_LR = 1e-3
 LONGEST = 256  # tokens of context in training: 8 passages
-OBJECTIVE_LR = 6e-4  # reconstruction at the objective-* scales
+OBJECTIVE_LR = 6e-4  # reconstruction at the objective-* and ablation-* scales
+ABLATED_K = 8
+# An encoder that knows nothing of the decoder: its own embeddings, random weights.
+UNALIGNED: Mapping[str, Any] = {"encoder": "random:roberta-tiny"}
+# How an encoder's states become chunks, and what it reads at once, other than the default (concat, chunk).
+POOLINGS: Sequence[Mapping[str, Any]] = (
+    {"window": "passage"},
+    {"pooling": "mean"},
+    {"pooling": "mean", "window": "passage"},
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,11 +200,58 @@ def objective(k: int) -> dict[str, RefragRecipe]:
     }
 
 
+def ablation(
+    k: int = ABLATED_K, *, model: Mapping[str, Any] = MappingProxyType({}), curriculum: str = "paper", order: str = ""
+) -> dict[str, Mapping[str, RefragRecipe]]:
+    """The first two stages at one small budget, by scale: what the ablations of slurm/sweeps change one thing of.
+
+    All see the same context tokens, on passages of two people: 1,024 of them in each of 150 steps of reconstruction, in
+    earnest, and 400 of CPT. ``model`` are other fields of ``RefragConfig``. ``order`` "alone": CPT gets all 550 steps.
+    """
+    changed = [str(value).removeprefix("random:") for value in model.values()]
+    changed += [curriculum] * (curriculum != "paper") + [order] * bool(order)
+    scale = "-".join([f"ablation-k{k}", *changed])
+    crowded = k >= 32
+    lr, boost = (4e-4, 10) if crowded else (2e-4, 20)
+    first, second = 150, 550 if order else 400
+    built: dict[str, Any] = dict(k=k, norm=48.0 if crowded else 32.0) | dict(model)
+    recipe = partial(RefragRecipe, model=RefragConfig(**built))
+
+    def growing(steps: int, longest: int) -> Growing:
+        return Growing(k=k, steps=steps, max_chunks=longest // k, tokens=1024, curriculum=curriculum)
+
+    return {
+        scale: {
+            "reconstruction": recipe(
+                after=("decoder", "pretrain", "tiny"),
+                requires=(),
+                stage=_stage("reconstruction", first, OBJECTIVE_LR, 1, trained=ENCODING),
+                data=Copying(growing=growing(first, max(64, k)), people=Pairs()),
+            ),
+            "cpt": recipe(
+                after=("refrag_v2", "reconstruction", scale),
+                requires=("refrag_v2/reconstruction",),
+                stage=_stage("cpt", second, lr, boost),
+                data=Quizzing(growing=growing(second, LONGEST), people=Pairs()),
+                language_weight=0.05,
+            ),
+        }
+    }
+
+
 STAGES = ("reconstruction", "cpt", "mixed", "finetune", "policy_start", "policy")
 _RECIPES: dict[str, Mapping[str, RefragRecipe | PolicyRecipe]] = {
     f"tiny-k{k}{budget.suffix}": tiny(k, budget) for k in (4, 8, 16, 32) for budget in (LONG, SHORT, HALF)
 }
 _RECIPES |= {f"objective-k{k}": objective(k) for k in (8, 64)}
+for _k in (2, 4, 8, 16, 32, 64):
+    _RECIPES |= ablation(_k)
+for _curriculum in ("none", "linear", "3-stage", "6-stage"):
+    _RECIPES |= ablation(curriculum=_curriculum)
+for _model in ({}, UNALIGNED):
+    _RECIPES |= ablation(model=_model) | ablation(model=_model, order="alone")
+for _model in POOLINGS:
+    _RECIPES |= ablation(model=_model)
 RECONSTRUCTION, CPT, MIXED, FINETUNE, POLICY_START, POLICY = (
     {scale: recipes[stage] for scale, recipes in _RECIPES.items() if stage in recipes} for stage in STAGES
 )

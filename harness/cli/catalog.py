@@ -59,6 +59,10 @@ EXPERIMENTS: Mapping[str, str] = {
     "tiny": "slurm.sweeps.tiny:tiny",
     "selection": "slurm.sweeps.selection:selection",
     "objective": "slurm.sweeps.objective:objective",
+    "order": "slurm.sweeps.order:order",
+    "curriculum": "slurm.sweeps.curriculum:curriculum",
+    "k_ablation": "slurm.sweeps.k_ablation:k_ablation",
+    "pooling": "slurm.sweeps.pooling:pooling",
     "real": "slurm.sweeps.real:real",
 }
 

@@ -1,0 +1,30 @@
+"""How does accuracy fall with k, at equal context tokens? Chunks of 2 to 64 tokens, three seeds.
+
+    refrag-bench run k_ablation
+
+Fills     results/tables/k_ablation.*, k_ablation-pairs.*
+Cost      offline, CPU: 18 trainings of 150 + 400 steps (COST)
+Expect    EXPECT
+
+A fact is 8 tokens here and a passage tells of eight facts: k = 64 holds a whole passage in one embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from slurm.local import Phase
+from slurm.sweeps.ablation import ablate, settings_of
+
+NAME = "k_ablation"
+RATES = (2, 4, 8, 16, 32, 64)
+
+
+def k_ablation(**asked: Any) -> Iterator[Phase]:
+    """Phases of the experiment."""
+    settings = settings_of(NAME, **asked)
+    variants = {f"k={k}": partial(settings.trained, f"ablation-k{k}") for k in RATES}
+    pairs = [(f"k={a}", f"k={b}") for a, b in zip(RATES, RATES[1:], strict=False)]
+    return ablate(NAME, variants, pairs, settings)
