@@ -138,6 +138,15 @@ def lines(journal: Journal) -> list[Line]:
     return [line for row in journal.rows for line in _lines(journal, row, paper)]
 
 
+def line(journal: Journal, label: str, boundary: str, length: int, batch: int = 1) -> Line | None:
+    """That row at that boundary; None where the journal has none."""
+    for row in journal.rows:
+        if (row["label"], row["length"], row["batch"]) == (label, length, batch):
+            found = {each.boundary.partition("+select")[0]: each for each in _lines(journal, row, read_paper())}
+            return found[boundary]
+    return None
+
+
 def _lines(journal: Journal, row: dict[str, Any], paper: dict[tuple[str, str, str, int], float]) -> Iterator[Line]:
     reference = journal.row(REFERENCE, row["length"], row["batch"])
     again = journal.row(AGAIN, row["length"], row["batch"])
