@@ -191,7 +191,7 @@ def _elsewhere(line: Line, suite: str, folder: Path) -> str:
     record = line.others.get(suite)
     if record is None or "em" not in record.metrics:
         return "not run"
-    return linked(_score(record.metrics["em"]), record, folder)
+    return linked(_score(record.metrics["em"]), record.path, folder)
 
 
 def _cell(line: Line, name: str, folder: Path) -> str:
@@ -205,7 +205,7 @@ def _cell(line: Line, name: str, folder: Path) -> str:
         return f"{value.mean:.1f}"
     if name in SPEEDS:
         return f"{value.mean:.2f} [{value.low:.2f}, {value.high:.2f}]"
-    return linked(_score(value), line.record, folder) if name == "em" else _score(value)
+    return linked(_score(value), line.record.path, folder) if name == "em" else _score(value)
 
 
 def _score(value: Interval) -> str:

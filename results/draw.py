@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from harness.errors import InputError
@@ -16,21 +16,21 @@ Files = dict[Path, bytes]
 
 
 def draw(
-    records: Iterable[Path], out: Path, *, experiment: str | None = None, metric: str = "em"
+    records: Iterable[Path], out: Path, *, experiments: Sequence[str] | None = None, metric: str = "em"
 ) -> tuple[list[tables.Table], Files]:
-    """The tables of ``experiment`` (None: each that has records), and what belongs in ``out``.
+    """The tables of ``experiments`` (None: each that has records), and what belongs in ``out``.
 
     Nothing is written: that is for ``write``, once everything has been drawn. Raises ``InputError`` where no record
     answers questions.
     """
     found = read_records(records)
-    names = [experiment] if experiment else tables.experiments(found)
-    if not names:
+    experiments = tables.experiments(found) if experiments is None else experiments
+    if not experiments:
         raise InputError(
             f"none of the {len(found)} records answers questions, so there is no accuracy table to draw; "
             f"suites with one: {', '.join(tables.QA_SUITES)}"
         )
-    drawn = [tables.build_table(found, experiment=name, metric=metric) for name in names]
+    drawn = [tables.build_table(found, experiment=name, metric=metric) for name in experiments]
     files: Files = {}
     folder = out / "tables"
     for table in drawn:

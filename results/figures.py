@@ -15,6 +15,7 @@ from results.tables import METRICS, Cell, Column, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which stay apart in the common colour blindnesses; the markers serve print without colour.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -59,10 +60,15 @@ def draw_figure(table: Table) -> dict[str, bytes]:
             loc="outside upper center",
             ncols=legend_columns,
         )
-        pictures = {"png": io.BytesIO(), "svg": io.BytesIO()}
-        figure.savefig(pictures["png"], format="png", dpi=PNG_DPI, metadata={"Software": None})
-        figure.savefig(pictures["svg"], format="svg", metadata={"Date": None, "Creator": None})
-    return {kind: picture.getvalue() for kind, picture in pictures.items()}
+        return pictures(figure)
+
+
+def pictures(figure: Figure) -> dict[str, bytes]:
+    """``{"png": ..., "svg": ...}``, the same bytes for the same figure. Call it within the style of the drawing."""
+    found = {"png": io.BytesIO(), "svg": io.BytesIO()}
+    figure.savefig(found["png"], format="png", dpi=PNG_DPI, metadata={"Software": None})
+    figure.savefig(found["svg"], format="svg", metadata={"Date": None, "Creator": None})
+    return {kind: picture.getvalue() for kind, picture in found.items()}
 
 
 def _draw_panel(panel: Axes, column: Column, cells: Sequence[Cell], names: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ import io
 import math
 import os
 import re
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ _TEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
+    "≠": r"$\neq$",
     "[": "{[}",  # After the \\ of a line a bare one would open that command's argument.
 }
 
@@ -35,13 +37,15 @@ _TEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
 class Grid:
     """A table as text, for the ones without cells of their own; the first column stands to the left.
 
-    A cell may be Markdown; LaTeX takes the text of its links.
+    A cell may be Markdown; LaTeX takes the text of its links, in lines of ``wrap`` letters where that is given: a wide
+    table is shrunk to the width of a page, and long cells would make it unreadable.
     """
 
     title: str
     head: Sequence[str]
     lines: Sequence[Sequence[str]]
     notes: Sequence[str]
+    wrap: int | None = None
 
     def markdown(self) -> str:
         from tabulate import tabulate
@@ -52,15 +56,24 @@ class Grid:
         return f"**{self.title}**\n\n{body}\n\n" + "\n".join(f"- {note}" for note in self.notes) + "\n"
 
     def latex(self) -> str:
-        lines = [[_tex(_LINK.sub(r"\1", cell)) for cell in line] for line in self.lines]
+        head, *lines = [
+            [self._latex_cell(_LINK.sub(r"\1", cell)) for cell in line] for line in (self.head, *self.lines)
+        ]
         columns = "l" + "r" * (len(self.head) - 1)
-        return _environment(self.title, columns, [_tex(cell) for cell in self.head], lines, self.notes)
+        return _environment(self.title, columns, head, lines, self.notes)
+
+    def _latex_cell(self, text: str) -> str:
+        parts = textwrap.wrap(text, self.wrap, break_long_words=False) if self.wrap else [text]
+        if len(parts) <= 1:
+            return _tex(text)
+        lines = r"\\ ".join(map(_tex, parts))
+        return rf"\begin{{tabular}}[t]{{@{{}}l@{{}}}}{lines}\end{{tabular}}"
 
 
-def linked(text: str, record: Record, folder: Path) -> str:
-    """``text``, its first word linked to the record."""
+def linked(text: str, path: Path, folder: Path) -> str:
+    """``text``, its first word linked to ``path`` as seen from ``folder``."""
     first, _, rest = text.partition(" ")
-    return f"[{first}]({quote(_link(record, folder))}) {rest}".rstrip()
+    return f"[{first}]({quote(link(path, folder))}) {rest}".rstrip()
 
 
 def to_markdown(table: Table, folder: Path) -> str:
@@ -147,7 +160,7 @@ def long_form(table: Table, folder: Path) -> list[dict[str, str | int | float | 
             "chance": cell.chance.mean if cell.chance else None,
             "errors": cell.record.n_errors if cell.record else None,
             "run_id": cell.record.run_id if cell.record else None,
-            "record": _link(cell.record, folder) if cell.record else None,
+            "record": link(cell.record.path, folder) if cell.record else None,
         }
         for cell in table.cells
     ]
@@ -162,7 +175,7 @@ def _lines(table: Table) -> Iterator[tuple[Row, tuple[Cell, ...]]]:
 def _markdown_cell(cell: Cell, folder: Path) -> str:
     if cell.record is None:
         return cell.status
-    target = quote(_link(cell.record, folder))
+    target = quote(link(cell.record.path, folder))
     if cell.score is None:
         return f"[{cell.status}]({target}) ({_errors(cell.record)})"
     return f"[{percent(cell.score.mean)}]({target}) {_interval(cell.score)} ({_remarks(cell, cell.score, cell.record)})"
@@ -171,7 +184,7 @@ def _markdown_cell(cell: Cell, folder: Path) -> str:
 def _latex_cell(cell: Cell, folder: Path) -> str:
     if cell.record is None:
         return cell.status
-    target = quote(_link(cell.record, folder)).replace("%", r"\%")
+    target = quote(link(cell.record.path, folder)).replace("%", r"\%")
     if cell.score is None:
         return rf"\href{{{target}}}{{{cell.status}}} ({_errors(cell.record)})"
     score = rf"\href{{{target}}}{{{percent(cell.score.mean)}}} {_interval(cell.score)}"
@@ -204,8 +217,9 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:z.1f}"  # z: never "-0.0"
 
 
-def _link(record: Record, folder: Path) -> str:
-    return Path(os.path.relpath(record.path, folder.resolve())).as_posix()
+def link(path: Path, folder: Path) -> str:
+    """The way from ``folder`` to ``path``."""
+    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
 
 
 def _pipes(text: str) -> str:

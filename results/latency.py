@@ -83,6 +83,14 @@ class Journal:
         paper = read_paper()
         return [line for row in self.rows for line in _lines(self, row, paper)]
 
+    def line(self, label: str, boundary: str, length: int, batch: int = 1) -> Line | None:
+        """That row at that boundary, the others not worked out; None where there is none."""
+        for row in self.rows:
+            if (row["label"], row["length"], row["batch"]) == (label, length, batch):
+                found = {each.boundary.partition("+select")[0]: each for each in _lines(self, row, read_paper())}
+                return found[boundary]
+        return None
+
 
 @dataclass(frozen=True)
 class Search:

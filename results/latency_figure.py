@@ -6,11 +6,10 @@ over the same passages keeping their encoding has paid. Drawn like ``figures``: 
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from results.figures import COLOURS, MARKERS, PNG_DPI, STYLE
+from results.figures import COLOURS, MARKERS, STYLE, pictures
 from results.latency import (
     ENCODE,
     PAPER_METRICS,
@@ -65,10 +64,7 @@ def draw(journal: Journal) -> dict[str, bytes]:
             "measured (solid), published for LLaMA-2-7B on an A100 (dashed), ratio of arithmetic (dotted)",
             fontsize=9,
         )
-        pictures = {"png": io.BytesIO(), "svg": io.BytesIO()}
-        figure.savefig(pictures["png"], format="png", dpi=PNG_DPI, metadata={"Software": None})
-        figure.savefig(pictures["svg"], format="svg", metadata={"Date": None, "Creator": None})
-    return {kind: picture.getvalue() for kind, picture in pictures.items()}
+        return pictures(figure)
 
 
 def _panel(panel: Axes, members: list[Line], metric: str, ratio: Callable[[Line], Ratio | None]) -> None:

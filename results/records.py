@@ -26,7 +26,7 @@ class Record:
 
     ``metrics`` hold scores as fractions, not percent, and beside them what answering used, as counts. ``n_errors`` of
     the ``n_examples`` raised and were not scored: they are in no metric's ``n``. ``notes`` are what a reader of its
-    numbers must know.
+    numbers must know. ``timings`` are in seconds and bytes, by name.
     """
 
     path: Path
@@ -43,6 +43,7 @@ class Record:
     n_examples: int
     n_errors: int
     n_empty_golds: int
+    timings: Mapping[str, Any]
     provenance: Mapping[str, Any]
 
 
@@ -105,6 +106,7 @@ def _record(path: Path, document: Mapping[str, Any]) -> Record:
         n_examples=_count(document["n_examples"], "n_examples"),
         n_errors=_count(document["n_errors"], "n_errors"),
         n_empty_golds=_count(document["n_empty_golds"], "n_empty_golds"),
+        timings=_typed(document.get("timings", {}), dict, "timings"),
         provenance=_typed(document["provenance"], dict, "provenance"),
     )
 

@@ -263,7 +263,7 @@ def test_drawing_an_experiment_draws_its_cost_too(runs: Path, tmp_path: Path) ->
         "tiny-cost.csv": to_csv(table),
     }
     scored(runs, "a", system(32), experiments=["unraced"])
-    _, files = draw([runs], out, experiment="unraced")
+    _, files = draw([runs], out, experiments=["unraced"])
     assert files
     assert not [path for path in files if "-cost" in path.name]
 

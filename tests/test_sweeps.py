@@ -17,10 +17,11 @@ from harness.config import load
 from harness.errors import InputError
 from slurm.jobs.align import AlignJob
 from slurm.jobs.compare import CompareJob
+from slurm.jobs.configurations import ConfigurationsJob
 from slurm.jobs.data import RetrieveJob, WorldJob
 from slurm.jobs.evaluate import EvaluateJob
 from slurm.jobs.race import RaceJob
-from slurm.jobs.tables import TablesJob
+from slurm.jobs.tables import ReplicationJob, TablesJob
 from slurm.jobs.train import TrainJob
 from slurm.local import Phase
 from slurm.sweeps.objective import STAGES as OBJECTIVE_STAGES
@@ -87,7 +88,7 @@ def expanded(cell: EvaluateJob) -> tuple[float, str]:
 
 def test_tiny_goes_from_data_to_tables(plan: Plan, tmp_path: Path) -> None:
     phases = plan(tiny)
-    assert list(phases) == ["data", "train", "verify alignment", "retrieve", *ASKED, "race", "tables"]
+    assert list(phases) == ["data", "train", "verify alignment", "retrieve", *ASKED, "race", "configurations", "tables"]
     kinds = {title: {type(each) for each in phase.jobs} for title, phase in phases.items()}
     assert kinds == {
         "data": {WorldJob},
@@ -96,12 +97,15 @@ def test_tiny_goes_from_data_to_tables(plan: Plan, tmp_path: Path) -> None:
         "retrieve": {RetrieveJob},
         **{title: {EvaluateJob} for title in ASKED},
         "race": {RaceJob},
-        "tables": {TablesJob},
+        "configurations": {ConfigurationsJob},
+        "tables": {TablesJob, ReplicationJob},
     }
     (world,) = phases["data"].jobs
     reading = [each for title in ("retrieve", *ASKED) for each in phases[title].jobs]
     assert {each.data for each in reading} == {world.folder}
-    assert [each.experiment for each in phases["tables"].jobs] == ["tiny", "tiny-selection", "tiny-systems"]
+    *experiments, replication = phases["tables"].jobs
+    assert [each.experiment for each in experiments] == ["tiny", "tiny-selection", "tiny-systems"]
+    assert isinstance(replication, ReplicationJob)
     assert {each.out for each in phases["tables"].jobs} == {tmp_path / "out"}
 
 

@@ -8,30 +8,37 @@ import itertools
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from harness.config import load
-from harness.errors import InputError
+from harness.errors import InputError, unknown
 
-HELP = "draw the accuracy tables and figures from the records"
+HELP = "draw the tables and figures from the records, ours and those with published numbers beside"
 
 DESCRIPTION = """\
 Read every record.json below --records and write, for each experiment found,
   OUT/tables/EXPERIMENT.md .csv .tex    score, 95 % interval, chance, n, passages read, errors, link to record
   OUT/figures/EXPERIMENT.png .svg       the score against the number of passages
   OUT/tables/EXPERIMENT-cost.*          where systems raced: rate, decoder positions and speed beside the score
-(EXPERIMENT-METRIC.* for a metric other than em). The Markdown goes to stdout as well. The same records always give
-the same bytes. Neither torch nor a GPU is needed."""
+(EXPERIMENT-METRIC.* for a metric other than em). Then, with the accepted records below OUT/records and the latency
+journals of both, what the seed document and the paper print, each number with its source and ours below it:
+  OUT/tables/configurations-*           components, chunking, sizes, training, hyperparameters, files: counted from code
+  OUT/tables/seed-table-*               the seed's result tables
+  OUT/tables/paper-table-*              the paper's
+  OUT/figures/paper-figure-*            its figures, published curves in panels of their own
+A cell of ours that nobody measured says what it would take. The Markdown goes to stdout as well. The same records
+always give the same bytes. Neither torch nor a GPU is needed."""
 
 EPILOG = """\
 examples:
   refrag-bench tables                                  records below runs/, output below results/
-  refrag-bench tables --records results/records --experiment tiny --metric f1
-  refrag-bench tables --json | jq '.[] | select(.status == "not run")'
+  refrag-bench tables --records results/records --only tiny --metric f1
+  refrag-bench tables --records results/records --only seed-table-2 paper-figure-6
+  refrag-bench tables --json | jq '.[] | select(.status == "not measured")'
   refrag-bench tables --readme README.md               also redraw the README's tables
 
-A table of the README stands between a line <!-- table:EXPERIMENT --> and a line <!-- /table -->."""
+A table of the README stands between a line <!-- table:NAME --> and a line <!-- /table -->."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,8 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--records", type=Path, nargs="+", default=[Path("runs")], metavar="DIR", help="where records lie (runs)"
     )
     parser.add_argument("--out", type=Path, default=Path("results"), metavar="DIR", help="where to write (results)")
-    parser.add_argument("--experiment", metavar="NAME", help="only this experiment (all that have records)")
-    parser.add_argument("--metric", default="em", help="the score to show: em, f1, em_triviaqa, acc_popqa ... (em)")
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", help="only these: experiments, or tables and figures by file name (all)"
+    )
+    parser.add_argument("--metric", default="em", help="of experiments: em, f1, em_triviaqa, acc_popqa ... (em)")
     parser.add_argument("--readme", type=Path, metavar="FILE", help="redraw the marked tables of this Markdown file")
     parser.add_argument("--json", action="store_true", help="print the cells as one JSON list instead of Markdown")
 
@@ -49,18 +58,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Draw everything first and write last, so that bad input leaves no half of a result behind."""
     drawing, formats = load("results.draw:draw"), importlib.import_module("results.formats")
-    tables, files = drawing(args.records, args.out, experiment=args.experiment, metric=args.metric)
+    experiments, others = _chosen(args.only, args.records)
+    tables, layouts, files = [], [], {}
+    if experiments != []:
+        tables, files = drawing(args.records, args.out, experiments=experiments, metric=args.metric)
+    if others != []:
+        layouts, more = load("results.replication:draw")(args.records, args.out, only=others)
+        files |= more
     if args.readme:
         folder = args.readme.parent
         texts = load("results.draw:cost_texts")(args.records, folder, [table.experiment for table in tables])
         texts |= {table.experiment: formats.to_markdown(table, folder) for table in tables}
+        texts |= {layout.name: layout.grid(folder).markdown() for layout in layouts}
         files[args.readme] = _with_tables(args.readme, texts).encode()
     load("results.draw:write")(files)
+    if others is None and (left := load("results.replication:left_out")(layouts)):
+        print(left, file=sys.stderr)
     if args.json:
-        print(json.dumps([cell for table in tables for cell in formats.long_form(table, Path.cwd())], indent=1))
+        cells = [cell for table in tables for cell in formats.long_form(table, Path.cwd())]
+        cells += [cell for layout in layouts for cell in layout.long_form(Path.cwd())]
+        print(json.dumps(cells, indent=1))
     else:
-        print("\n".join(formats.to_markdown(table, args.out / "tables") for table in tables), end="")
+        folder = args.out / "tables"
+        texts = [formats.to_markdown(table, folder) for table in tables]
+        print("\n".join([*texts, *(layout.grid(folder).markdown() for layout in layouts)]), end="")
     return 0
+
+
+def _chosen(names: Sequence[str] | None, records: Sequence[Path]) -> tuple[list[str] | None, list[str] | None]:
+    """Which of ``names`` are experiments, and which other tables and figures; None for all.
+
+    Raises ``InputError`` with everything that can be drawn for a name that is neither.
+    """
+    if names is None:
+        return None, None
+    experiments = load("results.tables:experiments")(load("results.records:read_records")(records))
+    others = [name for name in names if name not in experiments]
+    known = load("results.replication:NAMES") if others else ()
+    for name in others:
+        if name not in known:
+            raise unknown("experiment, table or figure", name, [*experiments, *known])
+    return [name for name in names if name in experiments], others
 
 
 _MARKER = re.compile(r"^<!-- (?:table:(\S+)|/table) -->$", re.MULTILINE)

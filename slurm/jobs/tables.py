@@ -1,12 +1,15 @@
-"""Draw tables and figures from records."""
+"""Draw tables and figures from records: an experiment's, and those with published numbers beside ours."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from results import replication
 from results.draw import draw, write
 from results.formats import to_markdown
+from results.layouts import Layout
 from results.tables import Table
 from slurm.jobs import Progress
 
@@ -24,9 +27,31 @@ class TablesJob:
         return f"draw {self.experiment}"
 
     def run(self, progress: Progress | None = None) -> list[Table]:
-        tables, files = draw([self.runs], self.out, experiment=self.experiment)
+        tables, files = draw([self.runs], self.out, experiments=[self.experiment])
         write(files)
         return tables
 
     def said(self, result: list[Table]) -> str:
         return "\n\n" + "\n".join(to_markdown(table, self.out / "tables") for table in result)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplicationJob:
+    """Draw the seed's and the paper's tables and figures from the records below ``runs`` and the accepted ones."""
+
+    runs: Path
+    out: Path
+
+    @property
+    def title(self) -> str:
+        return "draw the seed's and the paper's tables and figures"
+
+    def run(self, progress: Progress | None = None) -> list[Layout]:
+        layouts, files = replication.draw([self.runs], self.out)
+        write(files)
+        return layouts
+
+    def said(self, result: list[Layout]) -> str:
+        counts = Counter(cell.status for layout in result for cell in layout.cells)
+        said = ", ".join(f"{counts[status]} {status}" for status in ("measured", "computed", "not measured"))
+        return f"{len(result)} tables; our cells: {said} (each says what it would take)"

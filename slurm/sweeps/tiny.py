@@ -5,7 +5,7 @@
     refrag-bench run tiny --from-scratch --budget long       trains the accepted checkpoints again
 
 Fills     results/tables/tiny.*, tiny-selection.*, tiny-selection-cost.*, tiny-systems.*, tiny-systems-cost.*,
-          results/figures/tiny*.*
+          results/figures/tiny*.*, and the seed's and the paper's tables and figures (results/replication.py)
 Cost      offline, 6 minutes on 2 idle cores from the accepted checkpoints, installation included: 138 cells of 500
           questions and a race of 33 systems. Beside other work 22 minutes from scratch in the short budget and 98 in
           the long one (when it had no baselines yet: 78 cells)
@@ -24,10 +24,11 @@ from harness.data.world.mirror import SAME_RELATION_SIZES, WorldConfig
 from harness.errors import unknown
 from harness.train.alignment import Gate
 from slurm.jobs.align import AlignJob
+from slurm.jobs.configurations import ConfigurationsJob
 from slurm.jobs.data import RetrieveJob, WorldJob
 from slurm.jobs.evaluate import EvaluateJob
 from slurm.jobs.race import RaceJob
-from slurm.jobs.tables import TablesJob
+from slurm.jobs.tables import ReplicationJob, TablesJob
 from slurm.jobs.train import TrainJob
 from slurm.local import Phase
 
@@ -186,7 +187,12 @@ def tiny(
         race = RaceJob(cells=list(once.values()), prompts=RACE_PROMPTS, runs=runs, experiments=(SELECTION, SYSTEMS))
         yield Phase(title="race", jobs=[race])
     drawn = (NAME, SELECTION, SYSTEMS) if refrags else (NAME,)
-    yield Phase(title="tables", jobs=[TablesJob(experiment=name, runs=runs, out=out) for name in drawn])
+    if refrags:
+        facts = out / "records" / "configurations.json"
+        yield Phase(title="configurations", jobs=[ConfigurationsJob(out=facts)])
+    beside = [ReplicationJob(runs=runs, out=out)] if refrags else []
+    experiments = [TablesJob(experiment=name, runs=runs, out=out) for name in drawn]
+    yield Phase(title="tables", jobs=[*experiments, *beside])
 
 
 def baseline_training(system: str, runs: Path, device: str, budget: str, *, from_scratch: bool) -> TrainJob:
