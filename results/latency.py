@@ -141,7 +141,7 @@ def lines(journal: Journal) -> list[Line]:
 def _lines(journal: Journal, row: dict[str, Any], paper: dict[tuple[str, str, str, int], float]) -> Iterator[Line]:
     reference = journal.row(REFERENCE, row["length"], row["batch"])
     again = journal.row(AGAIN, row["length"], row["batch"])
-    noise = _ratio(reference["samples"][SAMPLES[PREFILL]], again["samples"][SAMPLES[PREFILL]])
+    noise = ratio(*sides(reference, again, PREFILL)["TTFT"])
     spread = max(abs(noise.low - 1), abs(noise.high - 1)) if noise else 0.0
     samples, work = row["samples"], {phase: Work(**part) for phase, part in row["work"].items()}
     decode_s = _spread(samples["ttit_s"])
@@ -151,7 +151,8 @@ def _lines(journal: Journal, row: dict[str, Any], paper: dict[tuple[str, str, st
         before = Work(**reference["work"]["prefill"])
         ttft = _spread(samples[name])
         floor = sum(floor_s(part, journal.ceilings) for part in parts)
-        speedup = _ratio(reference["samples"][SAMPLES[PREFILL]], samples[name])
+        compared = sides(reference, row, boundary)
+        speedup = ratio(*compared["TTFT"])
         cap = before.flops / whole.flops
         highest = max(cap, arithmetic_s(before, journal.ceilings) / arithmetic_s(whole, journal.ceilings))
         memory = row["memory"]
@@ -167,8 +168,8 @@ def _lines(journal: Journal, row: dict[str, Any], paper: dict[tuple[str, str, st
             n=len(samples[name]),
             tokens_per_s=_tokens_per_s(journal, row, boundary),
             speedup=speedup,
-            ttit_speedup=_ratio(_per_round(reference), _per_round(row)),
-            throughput_speedup=_ratio(_whole_s(reference, PREFILL), _whole_s(row, boundary)),
+            ttit_speedup=ratio(*compared["TTIT"]),
+            throughput_speedup=ratio(*compared["Throughput"]),
             floor_s=floor,
             cap=cap,
             mfu=ttft and whole.flops / ttft[1] / journal.ceilings.flops_per_s,
@@ -242,7 +243,16 @@ def _spread(samples: Sequence[float]) -> tuple[float, float, float] | None:
     return float(low), float(median), float(high)
 
 
-def _ratio(reference: Sequence[float], own: Sequence[float]) -> Ratio | None:
+def sides(reference: dict[str, Any], row: dict[str, Any], boundary: str) -> dict[str, tuple[list[float], list[float]]]:
+    """What each of the paper's three ratios is of: seconds of ``reference`` and of ``row``, round by round."""
+    return {
+        "TTFT": (reference["samples"][SAMPLES[PREFILL]], row["samples"][SAMPLES[boundary]]),
+        "TTIT": (_per_round(reference), _per_round(row)),
+        "Throughput": (_whole_s(reference, PREFILL), _whole_s(row, boundary)),
+    }
+
+
+def ratio(reference: Sequence[float], own: Sequence[float]) -> Ratio | None:
     """The ratio of medians; rounds are drawn together, so that what slowed one round slows both sides."""
     n = min(len(reference), len(own))  # a run may end within a round
     if not n:

@@ -46,7 +46,7 @@ _RULES = (
     ("Table 12", ".+", "Final Accuracy", "Table 12 accuracy 22.1 / 41.8"),
     ("Table 12", ".+", ".+", "Table 12"),
     *(
-        (table, re.escape(row), "value", item)
+        (re.escape(table), re.escape(row), "value", item)
         for table, items in {
             "Hyperparameters (Paper column)": {
                 "LR (Reconstruction)": "LR reconstruction",
