@@ -1,7 +1,8 @@
 """Which published numbers can be had by arithmetic alone? Recomputed here: Table 6 evaluated, and Table 8.
 
 Table 6's ratio of TTFT by ``harness.roofline_limits``, Table 8's counts, totals and shares by the rule of
-``harness.train.curriculum`` (neither imports torch).
+``harness.train.curriculum`` (neither imports torch). The paper prints no such rule: it was found from the cells, so
+that they agree says that the curriculum trained here is the printed one, and nothing about the paper.
 """
 
 from __future__ import annotations

@@ -121,6 +121,8 @@ UNITS: Mapping[str, Conditions] = {
     "x": {"metric": "1/#tokens"},
     "out of memory": {},
 }
+LLAMA_FT: Conditions = {"baseline": "LLaMA_FT"}
+MEAN_OF_TASKS: Conditions = {"model": LLAMA, "dataset": "mean of 16 tasks"}
 A100: Conditions = {"model": LLAMA, "hardware": "1 x A100", "batch": 1}
 
 
@@ -186,20 +188,19 @@ def _other_decoders(cell: Cell) -> Conditions:
 
 def _speed(cell: Cell) -> Conditions:
     """Figures 2, 8 and 9. Their not-cached curve is one and the same; the text gives its k as 16 for Figure 2."""
-    not_cached = {"boundary": "not cached"} | ({} if cell.table == "Figure 2" else {"k": NOT_STATED})
     system = matched(
         cell.row,
         (r"REFRAG \(Cached\) k=(?P<k>\d+)", {"system": "REFRAG", "boundary": "cached"}),
-        (r"REFRAG \(Not Cached\) k=16", {"system": "REFRAG", "k": 16} | not_cached),
-        (r"REFRAG \(Not Cached\) k=\d+", {"system": "REFRAG"} | not_cached),
+        (r"REFRAG \(Not Cached\) k=(?P<k>16)", {"system": "REFRAG", "boundary": "not cached"}),
+        (r"REFRAG \(Not Cached\) k=\d+", {"system": "REFRAG", "boundary": "not cached", "k": NOT_STATED}),
         (r"(?P<system>CEPE)", {"boundary": NOT_STATED}),
     )
     column = matched(
         cell.column,
-        (r"(?P<metric>Throughput) acceleration vs (?P<baseline>LLaMA) @ (?P<context>\d+) input tokens", {"output": NOT_STATED}),
-        (r"(?P<metric>TTFT|TTIT) acceleration vs (?P<baseline>LLaMA) @ (?P<context>\d+) input tokens", {}),
-    )  # fmt: skip
-    return A100 | system | column
+        (r"(?P<metric>\w+) acceleration vs (?P<baseline>LLaMA) @ (?P<context>\d+) input tokens", {}),
+    )
+    output: Conditions = {"output": NOT_STATED} if column["metric"] == "Throughput" else {}
+    return A100 | system | column | output
 
 
 def _selection(cell: Cell) -> Conditions:
@@ -213,7 +214,7 @@ def _mean_of_tasks(cell: Cell) -> Conditions:
         (r"(?P<setting>strong|weak) retriever @ passages=(?P<passages>\d+)", {}),
         (r"(?P<setting>strong|weak) retriever @ input_len=(?P<decoder_tokens>[\d.]+)", {}),
     )
-    return DRAGON | {"dataset": "mean of 16 tasks"} | matched(cell.row, *SYSTEMS) | column
+    return DRAGON | MEAN_OF_TASKS | matched(cell.row, *SYSTEMS) | column
 
 
 def _training_loss(cell: Cell) -> Conditions:
@@ -275,9 +276,9 @@ def _headline(cell: Cell) -> Conditions:
         (r"(?P<metric>TTFT) acceleration( \(printed differently here\)| max)?", A100 | {"baseline": "LLaMA"}),
         (r"max throughput acceleration vs (?P<baseline>LLaMA)", A100 | {"metric": "Throughput", "output": NOT_STATED}),
         (r"(?P<metric>TTIT) acceleration, long context", A100 | {"baseline": "LLaMA", "context": "long"}),
-        (r"(?P<metric>TTFT) speed-up at <=10 passages, (?P<setting>strong|weak) retriever.*", A100 | DRAGON | {"passages": "<= 10", "baseline": "LLaMA"}),
+        (r"(?P<metric>TTFT) speed-up at (?P<passages><=10) passages, (?P<setting>\w+) .+", A100 | DRAGON | LLAMA_FT),
         (r"improvement over (?P<baseline>CEPE) in (?P<metric>normalised log-perplexity)", {"model": LLAMA}),
-        (r"mean gain( on 16 tasks)?, (?P<setting>strong|weak)", DRAGON | {"model": LLAMA, "dataset": "mean of 16 tasks"}),
+        (r"mean gain( on 16 tasks)?, (?P<setting>strong|weak)", DRAGON | MEAN_OF_TASKS),
         (r"(?P<metric>context extension)", {}),
     )  # fmt: skip
     stated = re.search(r"\(abstract; k=(\d+), (\d+) per", cell.source)  # the abstract's own sentence is on p. 5
@@ -287,7 +288,7 @@ def _headline(cell: Cell) -> Conditions:
 
 def _seed(cell: Cell) -> Conditions:
     """The seed document states neither decoder, passages, retriever, context nor machine of any of its results."""
-    system = (
+    system: tuple[Pattern, ...] = (
         (r"REFRAG \(k=(?P<k>\d+)\)", {"system": "REFRAG"}),
         (r"(?P<system>Standard RAG|CEPE)", {}),
     )
@@ -336,8 +337,8 @@ def _cepe(cell: Cell) -> Conditions:
             return {"metric": "EM"} | matched(
                 cell.column,
                 (r"(?P<system>CEPE) (?P<dataset>NQ), (?P<passages>\d+) passages", {}),
-                (r"(?P<system>LLaMA-2-32K|LLaMA-2|CEPE) (?P<dataset>\w+)( \(passage count not given\))?", {"passages": NOT_STATED}),
-            )  # fmt: skip
+                (r"(?P<system>LLaMA-2-32K|LLaMA-2|CEPE) (?P<dataset>\w+).*", {"passages": NOT_STATED}),
+            )
         case "headline 128K":
             return {"system": "YaRN-128K" if "YaRN" in cell.column else "CEPE", "context": "128K"}
         case "training cost":
@@ -352,7 +353,7 @@ _ROW_OF_PASSAGES = r"(?P<passages>\d+) passages"
 READINGS: Mapping[str, Callable[[Cell], Conditions]] = {
     "cepe.csv": _cepe,
     "derived_eval_sizes.csv": lambda cell: {"dataset": cell.row, "metric": "examples"},
-    "discrepancies.csv": lambda cell: {},
+    "discrepancies.csv": lambda _: {},
     "fig02_08_09_latency.csv": _speed,
     "fig03_selective_compression.csv": _selection,
     "fig04_rag_mean.csv": _mean_of_tasks,

@@ -56,6 +56,14 @@ class Grid:
         columns = "l" + "r" * (len(self.head) - 1)
         return _environment(self.title, columns, [_tex(cell) for cell in self.head], lines, self.notes)
 
+    def csv(self) -> str:
+        """Head and lines, each cell as its text; without title and notes."""
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(
+            [[_LINK.sub(r"\1", cell) for cell in line] for line in (self.head, *self.lines)]
+        )
+        return text.getvalue()
+
 
 def linked(text: str, record: Record, folder: Path) -> str:
     """``text``, its first word linked to the record."""

@@ -69,17 +69,28 @@ def read_ledger(folder: Path = REFERENCE) -> list[Entry]:
     return [entry for path in files for entry in _read_file(path)]
 
 
-def filter(entries: Iterable[Entry], *, table: str | None = None, source_class: str | None = None) -> list[Entry]:
-    """The entries of one table, of one source class, or of both (the seed numbers its tables as the paper does).
+def filter(
+    entries: Iterable[Entry], *, table: str | None = None, source_class: str | None = None, file: str | None = None
+) -> list[Entry]:
+    """The entries of one table, one source class and one file (the seed numbers its tables as the paper does).
 
-    Raises ``InputError`` on a source class that does not exist, or a table that none of ``entries`` belongs to.
+    Raises ``InputError`` on a source class that does not exist, or a table or file that none of ``entries`` is from.
     """
     entries = list(entries)
     if source_class is not None and source_class not in SOURCE_CLASSES:
         raise unknown("source class", source_class, SOURCE_CLASSES)
     if table is not None and table not in {entry.table for entry in entries}:
         raise unknown("table", table, {entry.table for entry in entries})
-    return [entry for entry in entries if table in (None, entry.table) and source_class in (None, entry.source_class)]
+    if file is not None and file not in {entry.file for entry in entries}:
+        raise unknown("file", file, {entry.file for entry in entries})
+    wanted = (table, source_class, file)
+    return [
+        entry
+        for entry in entries
+        if all(
+            one in (None, own) for one, own in zip(wanted, (entry.table, entry.source_class, entry.file), strict=True)
+        )
+    ]
 
 
 def _read_file(path: Path) -> Iterator[Entry]:
@@ -98,9 +109,7 @@ def _number(path: Path, cells: list[str]) -> Entry:
     table, row, column, printed, unit, source = cells
     source_class = _source_class(path, source)
     try:
-        measured_under = conditions(
-            Cell(file=path.name, table=table, row=row, column=column, unit=unit, source=source)
-        )
+        measured_under = conditions(Cell(file=path.name, table=table, row=row, column=column, unit=unit, source=source))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     return Entry(

@@ -19,6 +19,8 @@ from results import latency
 from results.conditions import LLAMA, Conditions
 from results.records import Record, read_record
 
+RECORDS = Path(__file__).parent / "records"
+
 METHODS = {
     "refrag_v2": "REFRAG",
     "standard_rag": "Standard RAG",
@@ -27,11 +29,12 @@ METHODS = {
     "replug": "REPLUG",
     "cepe": "CEPE",
 }
+CLOSED_BOOK = "no_context"  # Without passages no system is one of retrieval.
 DATASETS = {"nq": "NQ", "triviaqa": "TriviaQA", "popqa": "PopQA"}
 SCORES = {"em": "EM", "f1": "F1"}
 SHAPES = {"llama2-7b": LLAMA}
 BOUNDARIES = {latency.PREFILL: "cached", latency.ENCODE: "not cached"}
-WORLD_MODEL = "a small decoder that knows the synthetic world alone"
+WORLD_MODEL = "decoder of the synthetic world"
 WORLD_ONLY = "The decoder was trained on the synthetic world alone."
 
 
@@ -71,19 +74,20 @@ def of_record(record: Record) -> Iterator[Measured]:
     if record.suite not in DATASETS or record.system not in METHODS:
         return
     dataset, config = DATASETS[record.suite], record.spec["system"]["config"]
+    method = record.system if record.passages else CLOSED_BOOK
     for name, metric in SCORES.items():
         if name not in record.metrics:
             continue
         score = record.metrics[name]
         yield Measured(
-            quantity=(record.system, f"{metric}, %", dataset),
+            quantity=(method, f"{metric}, %", dataset),
             conditions={
-                "system": _system(record.system, config),
+                "system": _system(method, config),
                 "model": _model(record),
                 **_chunks(config),
                 "passages": record.passages,
                 **_retrieval(record),
-                "dataset": f"{dataset}'s schema, synthetic world" if record.root.startswith("world") else dataset,
+                "dataset": f"synthetic world as {dataset}" if record.root.startswith("world") else dataset,
                 "metric": metric,
             },
             value=100 * score.mean,
@@ -112,7 +116,7 @@ def _chunks(config: dict[str, Any]) -> Conditions:
     """k, and where chunks are expanded how many percent and by whose choice."""
     found: Conditions = {"k": config["k"]} if "k" in config else {}
     if config.get("expand"):
-        found |= {"expand": 100 * config["expand"], "policy": config["select"]}
+        found |= {"expand": round(100 * config["expand"], 3), "policy": config["select"]}
     return found
 
 
@@ -120,9 +124,8 @@ def of_journal(path: Path) -> Iterator[Measured]:
     """The three ratios over standard RAG, and TTFT, TTIT and throughput themselves, of every row without an error."""
     journal = latency.read(path)
     header = journal.header
-    places = {(row["label"], row["length"], row["batch"]): row for row in journal.rows}
     for row in journal.rows:
-        reference = places[latency.REFERENCE, row["length"], row["batch"]]
+        reference = journal.row(latency.REFERENCE, row["length"], row["batch"])
         if row["error"] or reference["error"] or row["system"] not in METHODS or row["label"] == latency.AGAIN:
             continue
         for boundary, name in BOUNDARIES.items():
@@ -143,9 +146,8 @@ def of_journal(path: Path) -> Iterator[Measured]:
             yield from _plain(path, row, "TTFT, ms", [1e3 * second for second in first], under)
             yield from _plain(path, row, "TTIT, ms", [1e3 * second for second in later], under)
             tokens = row["batch"] * header["new_tokens"]
-            yield from _plain(
-                path, row, "Throughput, tok/s", [tokens / second for second in whole], under | {"output": header["new_tokens"]}
-            )  # fmt: skip
+            rates, until = [tokens / second for second in whole], {"output": header["new_tokens"]}
+            yield from _plain(path, row, "Throughput, tok/s", rates, under | until)
 
 
 def _timed(

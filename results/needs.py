@@ -1,6 +1,7 @@
-"""What would it take to measure a published number here? By the file that it stands in; None where it is no measurement.
+"""What would it take to measure a published number here, besides its conditions? By the file that it stands in.
 
-Settings, formulas, definitions and remarks of a source are no measurements: there is nothing to measure.
+Settings, formulas, definitions and remarks of a source are no measurements: there is nothing to measure. What training
+at the paper's scale takes is what ``refrag-bench plan`` tells.
 """
 
 from __future__ import annotations
@@ -11,22 +12,12 @@ from results.conditions import NOT_STATED
 from results.ledger import Entry
 
 SUITES = {"NQ": "nq", "TQA": "triviaqa", "TriviaQA": "triviaqa", "PopQA": "popqa"}
-SCALE = "training at the paper's scale (`refrag-bench plan`)"
+SCALE = "training at the paper's scale"
 
 
 def needs(entry: Entry) -> str | None:
-    """What is missing, as one phrase."""
+    """What is missing, as one phrase; None where ``entry`` is no measurement."""
     return _NEEDS[entry.file](entry)
-
-
-def _said(entry: Entry, *keys: str) -> str:
-    """The conditions under ``keys``, in words; what is not stated is said to be."""
-    parts = [f"{key} {entry.conditions[key]}" for key in keys if key in entry.conditions]
-    return ", ".join(parts)
-
-
-def _with(text: str, said: str) -> str:
-    return f"{text}: {said}" if said else text
 
 
 def _questions(entry: Entry) -> str | None:
@@ -39,32 +30,27 @@ def _questions(entry: Entry) -> str | None:
         suite = f"suite {SUITES[dataset]} with its real questions"
     else:
         suite = f"a suite for {dataset} (not there)"
-    said = _said(entry, "system", "model", "k", "passages", "setting")
-    return f"needs {suite}, DRAGON+ over 400M passages, {SCALE}: {said}"
+    return f"needs {suite}, DRAGON+ over 400M passages, {SCALE}"
 
 
 def _answers_without_a_suite(entry: Entry) -> str:
-    said = _said(entry, "system", "model", "k", "passages", "turns", "decoder_tokens")
-    return f"needs a suite for {entry.conditions['dataset']} (not there) and {SCALE}: {said}"
+    return f"needs a suite for {entry.conditions['dataset']} (not there), {SCALE}"
 
 
 def _log_perplexity(entry: Entry) -> str | None:
     if entry.conditions["metric"] != "log-perplexity":
         return None
-    said = _said(entry, "system", "model", "k", "context", "output", "rate", "policy")
-    return f"needs a perplexity suite on {entry.conditions['dataset']} (not there) and {SCALE}: {said}"
+    return f"needs a perplexity suite on {entry.conditions['dataset']} (not there), {SCALE}"
 
 
 def _loss(entry: Entry) -> str:
-    return f"needs {SCALE}, stage CPT to step {entry.conditions['step']}: {_said(entry, 'model', 'encoder', 'k')}"
+    return f"needs {SCALE}, CPT to step {entry.conditions['step']}"
 
 
 def _latency(entry: Entry) -> str:
     context = entry.conditions.get("context", NOT_STATED)
     lengths = context if isinstance(context, int) else "512,...,65536"
-    said = _said(entry, "system", "k", "boundary")
-    command = f"`refrag-bench latency --shape llama2-7b --device cuda --lengths {lengths}`"
-    return _with(f"needs {command} on an A100", said)
+    return f"needs `refrag-bench latency --shape llama2-7b --device cuda --lengths {lengths}` on an A100"
 
 
 def _headline(entry: Entry) -> str | None:
@@ -74,7 +60,7 @@ def _headline(entry: Entry) -> str | None:
     if entry.conditions.get("dataset") == "mean of 16 tasks":
         return _questions(entry)
     if metric == "normalised log-perplexity":
-        return f"needs a perplexity suite on Arxiv, Book, PG19 and ProofPile (not there) and {SCALE}"
+        return f"needs a perplexity suite on Arxiv, Book, PG19 and ProofPile (not there), {SCALE}"
     return None
 
 
@@ -82,7 +68,7 @@ def _seed(entry: Entry) -> str | None:
     """The seed states no conditions, so what it takes is a guess at its meaning, and no verdict can be "reproduced"."""
     asked = "; the seed states no conditions to measure it under"
     metric = str(entry.conditions.get("metric", ""))
-    if entry.table in ("Table 8", "Table 8 mixture snippet") or metric in ("", "Compression", "value"):
+    if entry.table in ("Table 8", "Table 8 mixture snippet") or metric in ("", "Compression") or entry.value == "N/A":
         return None
     if metric in ("EM", "F1"):
         return f"needs suite {SUITES[str(entry.conditions['dataset'])]} with its real questions and {SCALE}{asked}"
@@ -98,19 +84,21 @@ def _seed(entry: Entry) -> str | None:
 def _cepe(entry: Entry) -> str | None:
     metric = entry.conditions.get("metric")
     if metric == "perplexity":
-        said = _said(entry, "context")
-        return f"needs a perplexity suite on {entry.conditions['dataset']} (not there), the released CEPE: {said}"
+        return f"needs a perplexity suite on {entry.conditions['dataset']} (not there) with the released CEPE"
     if metric == "EM":
         suite = SUITES[str(entry.conditions["dataset"])]
-        return f"needs suite {suite} with its real questions, the released weights: {_said(entry, 'system', 'passages')}"
-    if entry.row in ("headline 128K", "headline abstract") and entry.column not in ("context", "training document length"):
+        return f"needs suite {suite} with its real questions and the released weights"
+    if entry.row in ("headline 128K", "headline abstract") and entry.column not in (
+        "context",
+        "training document length",
+    ):
         return "needs the latency lab at 128K tokens with the released CEPE"
     if entry.row == "ICL (9 tasks)":
         return "needs a suite of in-context learning (not there) with the released CEPE"
     return None
 
 
-def _nothing(entry: Entry) -> None:
+def _nothing(_: Entry) -> None:
     return None
 
 

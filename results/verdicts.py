@@ -9,11 +9,12 @@ comparison. Machines, lengths of answers and the like enter where the quantity d
 none). The published one is what its printing leaves open: half a unit of the last printed digit, plus the accuracy that
 the source states for a point read off a curve. Published runs have no interval of their own, so a number may differ by
 their chance alone; and few samples make wide intervals, so n and the interval stand beside every verdict. A number that
-follows from a formula is reproduced where the formula rounds to what was printed.
+follows from a formula is **verified** where the formula rounds to what was printed.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,10 +29,11 @@ from results.physics import flags
 from results.seed import NOT_JUDGED, PAPER_VERDICTS, item_of, read_discrepancies
 
 VERDICTS = {
-    "reproduced": "measured under the same conditions and the intervals meet, or a formula gives the printed number",
+    "reproduced": "measured under the same conditions, and the intervals meet",
     "differs": "measured under the same conditions, and the intervals do not meet",
     "not comparable": "measured, but not under these conditions; those that differ are listed",
     "not measured": "nothing like it was measured here; the entry says what it would take",
+    "verified": "no measurement: a formula gives the printed number",
     "no measurement": "a setting, a formula, a definition or a remark of its source",
 }
 AGAINST_PAPER = (*PAPER_VERDICTS.values(), NOT_JUDGED)
@@ -69,7 +71,11 @@ FIGURES = {
     ("reconstruction perplexity", "ppl"): "reconstruction perplexity, ppl",
     ("token prediction accuracy", "%"): "token accuracy, %",
 }
-SAME_METRIC = {"TTFT Speedup": "TTFT", "Reconstruction PPL": "reconstruction perplexity"}
+SAME_METRIC = {
+    "TTFT Speedup": "TTFT",
+    "Reconstruction PPL": "reconstruction perplexity",
+    "token prediction accuracy": "token accuracy",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,7 +103,7 @@ class Verdict:
     def why(self) -> str:
         """The verdict's reason, in one line."""
         match self.verdict:
-            case "reproduced" | "differs" if self.closest is None:
+            case "verified" | "differs" if self.closest is None:
                 return f"the formula gives {float(self.entry.value) + (self.difference or 0):.6g}"
             case "reproduced" | "differs":
                 return f"{figure(self)}, {self.difference:+.4g}"
@@ -110,11 +116,17 @@ class Verdict:
 
 
 def figure(verdict: Verdict) -> str:
-    """The closest measured figure, its interval where it was drawn, its n and where it was recorded."""
+    """The closest measured figure, its interval where it was drawn, its n, and what it is of.
+
+    Data and model are named where they differ from the entry's: without them two figures would look alike.
+    """
     closest = verdict.closest
     assert closest is not None
+    ours, unlike = closest.conditions, [name.partition(":")[0] for name in verdict.differing]
     interval = f" [{verdict.interval[0]:.4g}, {verdict.interval[1]:.4g}]" if verdict.interval else ""
-    return f"{closest.value:.4g}{interval} (n {closest.n}, {closest.conditions['system']})"
+    system = f"{ours['system']} k={ours['k']}" if "k" in ours else str(ours["system"])
+    named = [str(ours[key]) for key in ("dataset", "model") if key in ours and key in unlike]
+    return f"{closest.value:.4g}{interval} ({', '.join([f'n {closest.n}', system, *named])})"
 
 
 def judge(entries: Iterable[Entry], measured: Iterable[Measured]) -> Iterator[Verdict]:
@@ -135,16 +147,19 @@ def judge(entries: Iterable[Entry], measured: Iterable[Measured]) -> Iterator[Ve
 
 
 def _judge(entry: Entry, candidates: Sequence[Measured], *, against_paper: str | None, item: str | None) -> Verdict:
-    verdict, difference, interval, differing = "no measurement", None, None, ()
     asked, formula = needs(entry), recomputed(entry)
+    verdict = "no measurement"
     closest: Measured | None = None
+    unlike: tuple[str, ...] = ()
+    difference: float | None = None
+    interval: tuple[float, float] | None = None
     if formula is not None and isinstance(entry.value, float):
         difference = formula - entry.value
-        verdict = "reproduced" if _meet(published(entry), (formula, formula)) else "differs"
-    elif candidates:
-        closest, differing = _closest(entry, candidates)
+        verdict = "verified" if _meet(published(entry), (formula, formula)) else "differs"
+    elif asked and candidates:
+        closest, unlike = _closest(entry, candidates)
         verdict = "not comparable"
-        if not differing and isinstance(entry.value, float):
+        if not unlike and isinstance(entry.value, float):
             interval = closest.limits()
             difference = closest.value - entry.value
             own = interval or (closest.value, closest.value)
@@ -157,7 +172,7 @@ def _judge(entry: Entry, candidates: Sequence[Measured], *, against_paper: str |
         difference=difference,
         closest=closest,
         interval=interval,
-        differing=differing,
+        differing=unlike,
         needs=asked,
         against_paper=against_paper,
         item=item,
@@ -199,8 +214,13 @@ def differing(entry: Entry, ours: Conditions) -> tuple[str, ...]:
 
 
 def _comparable(conditions: Conditions) -> Mapping[str, Value]:
-    """The conditions without the system's name, which ``quantity`` has matched, and in one spelling."""
-    found = {key: value for key, value in conditions.items() if key not in ("system", "part")}
+    """The conditions without the system's name, which ``quantity`` has matched, in one spelling.
+
+    Nothing is expanded where nobody says so: the paper's tables and our records leave it out.
+    """
+    found = {key: value for key, value in conditions.items() if key not in ("system", "part")} | {
+        "expand": conditions.get("expand", 0)
+    }
     if "dataset" in found:
         found["dataset"] = DATASETS.get(str(found["dataset"]), found["dataset"])
     if "metric" in found:
@@ -237,3 +257,27 @@ def _accuracy(entry: Entry) -> float:
 def _meet(a: tuple[float, float], b: tuple[float, float]) -> bool:
     slack = 1e-9 * max(map(abs, (*a, *b)))  # 0.5 of the last digit is not a binary fraction
     return a[0] <= b[1] + slack and b[0] <= a[1] + slack
+
+
+def as_json(verdict: Verdict) -> dict[str, object]:
+    """Every field of the entry and of its verdict, as JSON has them."""
+    closest = verdict.closest
+    return {
+        **dataclasses.asdict(verdict.entry),
+        "verdict": verdict.verdict,
+        "why": verdict.why,
+        "difference": verdict.difference,
+        "closest": closest
+        and {
+            "value": closest.value,
+            "interval": verdict.interval,
+            "n": closest.n,
+            "conditions": closest.conditions,
+            "path": str(closest.path),
+        },
+        "differing": verdict.differing,
+        "needs": verdict.needs,
+        "against_paper": verdict.against_paper,
+        "item": verdict.item,
+        "flags": verdict.flags,
+    }
