@@ -34,8 +34,8 @@ NOTES = (
     "Measured here: the closest figure of the same kind, its number of questions, rounds or tokens, and the system; "
     "EM, F1 and accuracy in percent, times in ms, ratios over standard RAG. Under other conditions: those in which it "
     "differs from the claim or which the seed does not state. Where any stands there, it neither supports nor refutes "
-    "the claim. The decoder of the synthetic world has never read natural language: its scores on real questions are near "
-    "zero, those on the world's near 100.",
+    "the claim. The decoder of the synthetic world has never read natural language: on real questions its scores are "
+    "near zero, on the world's near 100.",
     f"Cannot be: below a floor of physics for {ASSUMED}, which the seed does not state.",
 )
 
