@@ -116,7 +116,7 @@ class Verdict:
 
 
 def figure(verdict: Verdict) -> str:
-    """The closest measured figure, its interval where it was drawn, its n, and what it is of.
+    """The closest measured figure, its interval where it was drawn, what it is, its n, and what it is of.
 
     Data and model are named where they differ from the entry's: without them two figures would look alike.
     """
@@ -126,7 +126,7 @@ def figure(verdict: Verdict) -> str:
     interval = f" [{verdict.interval[0]:.4g}, {verdict.interval[1]:.4g}]" if verdict.interval else ""
     system = f"{ours['system']} k={ours['k']}" if "k" in ours else str(ours["system"])
     named = [str(ours[key]) for key in ("dataset", "model") if key in ours and key in unlike]
-    return f"{closest.value:.4g}{interval} ({', '.join([f'n {closest.n}', system, *named])})"
+    return f"{closest.value:.4g}{interval} ({', '.join([str(ours['metric']), f'n {closest.n}', system, *named])})"
 
 
 def judge(entries: Iterable[Entry], measured: Iterable[Measured]) -> Iterator[Verdict]:

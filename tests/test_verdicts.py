@@ -107,7 +107,7 @@ def test_the_same_conditions_and_intervals_that_meet(ttft: Entry) -> None:
     assert found.difference == pytest.approx(-0.283)
     found = verdict_of(ttft, like(ttft, 7.3, (7.0, 7.57)))
     assert found.verdict == "differs"
-    assert found.why == "7.3 [7, 7.57] (n 7, REFRAG k=16), -0.283"
+    assert found.why == "7.3 [7, 7.57] (TTFT, n 7, REFRAG k=16), -0.283"
     assert verdict_of(ttft, like(ttft, 7.58, None)).verdict == "reproduced"
     assert verdict_of(ttft, like(ttft, 7.6, None)).verdict == "differs"
 
@@ -169,6 +169,10 @@ def test_a_relative_of_a_method_is_told_from_it(entries: list[Entry]) -> None:
 def test_the_papers_exact_match_is_a_stricter_one(entries: list[Entry]) -> None:
     nq = entry(entries, "Table 3", "REFRAG_8 + 8 passages", "NQ", "paper")
     assert differing(nq, {**nq.conditions, "metric": "EM"}) == ("metric: strict EM / EM",)
+
+
+def test_what_the_seed_leaves_out_of_a_table_is_no_claim(verdicts: list[Verdict]) -> None:
+    assert {v.verdict for v in verdicts if v.entry.value == "N/A"} == {"no measurement"}
 
 
 def test_text_is_never_reproduced(entries: list[Entry]) -> None:
