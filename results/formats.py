@@ -69,6 +69,14 @@ class Grid:
         lines = r"\\ ".join(map(_tex, parts))
         return rf"\begin{{tabular}}[t]{{@{{}}l@{{}}}}{lines}\end{{tabular}}"
 
+    def csv(self) -> str:
+        """Head and lines, each cell as its text; without title and notes."""
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(
+            [[_LINK.sub(r"\1", cell) for cell in line] for line in (self.head, *self.lines)]
+        )
+        return text.getvalue()
+
 
 def linked(text: str, path: Path, folder: Path) -> str:
     """``text``, its first word linked to ``path`` as seen from ``folder``."""

@@ -72,14 +72,16 @@ class Journal:
                 return row
         raise InputError(f"the journal has no row {label!r} at {length} tokens, batch {batch}")
 
-    def search(self, batch: int) -> Search:
-        """What finding the passages of ``batch`` questions takes."""
-        found = next(part for part in self.header["search"] if part["batch"] == batch)
-        return Search(median_s=float(np.median(found["seconds"])), work=Work(**found["work"]))
+    def search(self, batch: int) -> Search | None:
+        """What finding the passages of ``batch`` questions takes; None where that was not measured."""
+        for part in self.header["search"]:
+            if part["batch"] == batch:
+                return Search(median_s=float(np.median(part["seconds"])), work=Work(**part["work"]))
+        return None
 
     @cached_property
     def lines(self) -> list[Line]:
-        """Three lines per row, in the journal's order."""
+        """Three lines per row (two where no search was measured), in the journal's order."""
         paper = read_paper()
         return [line for row in self.rows for line in _lines(self, row, paper)]
 
@@ -98,6 +100,9 @@ class Search:
 
     median_s: float
     work: Work
+
+
+NO_SEARCH = Search(median_s=0.0, work=NOTHING)
 
 
 def read(path: Path) -> Journal:
@@ -180,21 +185,24 @@ class Line:
 def _lines(journal: Journal, row: dict[str, Any], paper: dict[tuple[str, str, str, int], float]) -> Iterator[Line]:
     reference = journal.row(REFERENCE, row["length"], row["batch"])
     again = journal.row(AGAIN, row["length"], row["batch"])
-    noise = _ratio(reference["samples"][SAMPLES[PREFILL]], again["samples"][SAMPLES[PREFILL]])
+    noise = ratio(*sides(reference, again, PREFILL)["TTFT"])
     spread = max(abs(noise.low - 1), abs(noise.high - 1)) if noise else 0.0
     samples, work = row["samples"], {phase: Work(**part) for phase, part in row["work"].items()}
     decode_s, on_device = _spread(samples["ttit_s"]), _spread(samples["prefill_device_s"])
-    search = journal.search(row["batch"])
     memory = row["memory"]
     for boundary, name in SAMPLES.items():
-        found_s, finding = (search.median_s, [search.work]) if boundary == RETRIEVE else (0.0, [])
+        search = journal.search(row["batch"]) if boundary == RETRIEVE else NO_SEARCH
+        if search is None:
+            continue
+        found_s, finding = search.median_s, [search.work]
         parts = [*finding, work["prefill"], *([] if boundary == PREFILL else [work["encode"]])]
         before = sum(finding, Work(**reference["work"]["prefill"]))
         whole = sum(parts, NOTHING)
         taken = [found_s + seconds for seconds in samples[name]]
         ttft = _spread(taken)
         floor = sum(floor_s(part, journal.ceilings) for part in parts)
-        speedup = _ratio([found_s + seconds for seconds in reference["samples"][SAMPLES[PREFILL]]], taken)
+        compared = sides(reference, row, boundary, found_s)
+        speedup = ratio(*compared["TTFT"])
         cap = before.flops / whole.flops
         highest = max(cap, arithmetic_s(before, journal.ceilings) / arithmetic_s(whole, journal.ceilings))
         yield Line(
@@ -210,8 +218,8 @@ def _lines(journal: Journal, row: dict[str, Any], paper: dict[tuple[str, str, st
             n=len(taken),
             tokens_per_s=_tokens_per_s(journal, row, boundary, found_s),
             speedup=speedup,
-            ttit_speedup=_ratio(_per_round(reference), _per_round(row)),
-            throughput_speedup=_ratio(_whole_s(reference, PREFILL, found_s), _whole_s(row, boundary, found_s)),
+            ttit_speedup=ratio(*compared["TTIT"]),
+            throughput_speedup=ratio(*compared["Throughput"]),
             floor_s=floor,
             cap=cap,
             mfu=ttft and whole.flops / ttft[1] / journal.ceilings.flops_per_s,
@@ -297,7 +305,25 @@ def _spread(samples: Sequence[float]) -> tuple[float, float, float] | None:
     return float(low), float(median), float(high)
 
 
-def _ratio(reference: Sequence[float], own: Sequence[float]) -> Ratio | None:
+def sides(
+    reference: dict[str, Any], row: dict[str, Any], boundary: str, found_s: float = 0.0
+) -> dict[str, tuple[list[float], list[float]]]:
+    """What each of the paper's three ratios is of: seconds of ``reference`` and of ``row``, round by round.
+
+    Both pay ``found_s`` for a search.
+    """
+
+    def first(of: dict[str, Any], until: str) -> list[float]:
+        return [found_s + seconds for seconds in of["samples"][SAMPLES[until]]]
+
+    return {
+        "TTFT": (first(reference, PREFILL), first(row, boundary)),
+        "TTIT": (_per_round(reference), _per_round(row)),
+        "Throughput": (_whole_s(reference, PREFILL, found_s), _whole_s(row, boundary, found_s)),
+    }
+
+
+def ratio(reference: Sequence[float], own: Sequence[float]) -> Ratio | None:
     """The ratio of medians; rounds are drawn together, so that what slowed one round slows both sides."""
     n = min(len(reference), len(own))  # a run may end within a round
     if not n:

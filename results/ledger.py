@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import InputError, unknown
+from results.conditions import Cell, Conditions, conditions
 
 REFERENCE = Path(__file__).parent / "reference"
 
@@ -39,7 +40,8 @@ class Entry:
     """One published cell. ``value`` is a number where the cell is one, else its text (``OOM``, ``256-500``).
 
     ``printed`` keeps the cell as it was printed, because its decimals say how far the number was rounded.
-    ``page`` is the first page that ``source`` names, empty where it names none.
+    ``page`` is the first page that ``source`` names, empty where it names none. ``conditions`` are what the source says
+    it was measured under (``results.conditions``).
     """
 
     table: str
@@ -52,13 +54,14 @@ class Entry:
     source_class: str
     page: str
     file: str
+    conditions: Conditions
 
 
 def read_ledger(folder: Path = REFERENCE) -> list[Entry]:
     """Every data row of every CSV in ``folder``, in the order of file names and rows.
 
-    Raises ``InputError`` on a file whose columns are neither of the two known kinds, a row of the wrong width, and a
-    source that belongs to no class: a number of unknown origin is not let in.
+    Raises ``InputError`` on a file whose columns are neither of the two known kinds, a row of the wrong width, a source
+    that belongs to no class, and words that conditions cannot be read from: a number of unknown origin is not let in.
     """
     files = sorted(folder.glob("*.csv"))
     if not files:
@@ -66,17 +69,28 @@ def read_ledger(folder: Path = REFERENCE) -> list[Entry]:
     return [entry for path in files for entry in _read_file(path)]
 
 
-def filter(entries: Iterable[Entry], *, table: str | None = None, source_class: str | None = None) -> list[Entry]:
-    """The entries of one table, of one source class, or of both (the seed numbers its tables as the paper does).
+def filter(
+    entries: Iterable[Entry], *, table: str | None = None, source_class: str | None = None, file: str | None = None
+) -> list[Entry]:
+    """The entries of one table, one source class and one file (the seed numbers its tables as the paper does).
 
-    Raises ``InputError`` on a source class that does not exist, or a table that none of ``entries`` belongs to.
+    Raises ``InputError`` on a source class that does not exist, or a table or file that none of ``entries`` is from.
     """
     entries = list(entries)
     if source_class is not None and source_class not in SOURCE_CLASSES:
         raise unknown("source class", source_class, SOURCE_CLASSES)
     if table is not None and table not in {entry.table for entry in entries}:
         raise unknown("table", table, {entry.table for entry in entries})
-    return [entry for entry in entries if table in (None, entry.table) and source_class in (None, entry.source_class)]
+    if file is not None and file not in {entry.file for entry in entries}:
+        raise unknown("file", file, {entry.file for entry in entries})
+    wanted = (table, source_class, file)
+    return [
+        entry
+        for entry in entries
+        if all(
+            one in (None, own) for one, own in zip(wanted, (entry.table, entry.source_class, entry.file), strict=True)
+        )
+    ]
 
 
 def _read_file(path: Path) -> Iterator[Entry]:
@@ -93,6 +107,11 @@ def _read_file(path: Path) -> Iterator[Entry]:
 
 def _number(path: Path, cells: list[str]) -> Entry:
     table, row, column, printed, unit, source = cells
+    source_class = _source_class(path, source)
+    try:
+        measured_under = conditions(Cell(file=path.name, table=table, row=row, column=column, unit=unit, source=source))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     return Entry(
         table=table,
         row=row,
@@ -101,9 +120,10 @@ def _number(path: Path, cells: list[str]) -> Entry:
         printed=printed,
         unit=unit,
         source=source,
-        source_class=_source_class(path, source),
+        source_class=source_class,
         page=_page(source),
         file=path.name,
+        conditions=measured_under,
     )
 
 
@@ -121,6 +141,7 @@ def _discrepancy(path: Path, cells: list[str]) -> Entry:
         source_class="derived",
         page=_page(where),
         file=path.name,
+        conditions={},
     )
 
 

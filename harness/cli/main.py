@@ -28,6 +28,7 @@ VERBS = (
     "evaluate",
     "latency",
     "tables",
+    "ledger",
     "plan",
     "status",
     "doctor",

@@ -20,8 +20,8 @@ experiments:
   objective
          REFRAG v1's recipe and v2's, each at k = 8 and 64, three seeds, paired tests
   order, curriculum, k_ablation, pooling
-         training ablations in one small budget, three seeds, paired tests: the order of the stages (with an encoder that
-         starts aligned and one that does not), the curriculum, k from 2 to 64, what the encoder reads and how its
+         training ablations in one small budget, three seeds, paired tests: the order of the stages (with an encoder
+         that starts aligned and one that does not), the curriculum, k from 2 to 64, what the encoder reads and how its
          states become a chunk
   real   NQ, TriviaQA and PopQA questions over the corpus of a data root: indexes it with BM25, FAISS and Qdrant,
          freezes every retrieval, prints hit@1/5/20, and evaluates the tiny decoder on it (scores near zero: it has

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 from slurm.local import Phase
@@ -26,5 +27,5 @@ def k_ablation(**asked: Any) -> Iterator[Phase]:
     """Phases of the experiment."""
     settings = settings_of(NAME, **asked)
     variants = {f"k={k}": partial(settings.trained, f"ablation-k{k}") for k in RATES}
-    pairs = [(f"k={a}", f"k={b}") for a, b in zip(RATES, RATES[1:], strict=False)]
+    pairs = [(f"k={a}", f"k={b}") for a, b in pairwise(RATES)]
     return ablate(NAME, variants, pairs, settings)
