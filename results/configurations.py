@@ -444,6 +444,7 @@ def _word(row: str, column: str, word: str) -> Entry:
         source_class="seed-claim",
         page="",
         file="",
+        conditions={},
     )
 
 
