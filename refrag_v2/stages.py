@@ -205,20 +205,20 @@ def ablation(
 ) -> dict[str, Mapping[str, RefragRecipe]]:
     """The first two stages at one small budget, by scale: what the ablations of slurm/sweeps change one thing of.
 
-    All see the same context tokens, on passages of two people: 1,024 of them in each of 150 steps of reconstruction, in
-    earnest, and 400 of CPT. ``model`` are other fields of ``RefragConfig``. ``order`` "alone": CPT gets all 550 steps.
+    All see the same context tokens, on passages of two people: 512 of them in each of 100 steps of reconstruction, in
+    earnest, and 200 of CPT. ``model`` are other fields of ``RefragConfig``. ``order`` "alone": CPT gets all 300 steps.
     """
     changed = [str(value).removeprefix("random:") for value in model.values()]
     changed += [curriculum] * (curriculum != "paper") + [order] * bool(order)
     scale = "-".join([f"ablation-k{k}", *changed])
     crowded = k >= 32
     lr, boost = (4e-4, 10) if crowded else (2e-4, 20)
-    first, second = 150, 550 if order else 400
+    first, second = 100, 300 if order else 200
     built: dict[str, Any] = dict(k=k, norm=48.0 if crowded else 32.0) | dict(model)
     recipe = partial(RefragRecipe, model=RefragConfig(**built))
 
     def growing(steps: int, longest: int) -> Growing:
-        return Growing(k=k, steps=steps, max_chunks=longest // k, tokens=1024, curriculum=curriculum)
+        return Growing(k=k, steps=steps, max_chunks=longest // k, tokens=512, curriculum=curriculum)
 
     return {
         scale: {

@@ -55,7 +55,7 @@ def cell(layout: Layout, row: str, column: str, source: str) -> Cell:
 
 def entry(**changes: Any) -> Entry:
     words = dict.fromkeys(("table", "row", "column", "printed", "unit", "source", "page", "file"), "x")
-    return Entry(**{**words, "value": 1.0, "source_class": "paper", **changes})
+    return Entry(**{**words, "value": 1.0, "source_class": "paper", "conditions": {}, **changes})
 
 
 # --- a cell

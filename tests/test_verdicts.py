@@ -17,7 +17,7 @@ from harness.train.curriculum import paper_table8
 from results import physics
 from results.claims import HEAD, claims_files, claims_table
 from results.conditions import NOT_STATED
-from results.latency import PREFILL, lines, read
+from results.latency import PREFILL, read
 from results.ledger import Entry, read_ledger
 from results.measured import RECORDS, Measured, of_journal, read_measured
 from results.seed import NOT_JUDGED, item_of, read_discrepancies
@@ -296,7 +296,7 @@ def test_a_journals_medians_are_those_of_the_latency_table() -> None:
     (path,) = RECORDS.glob("latency/cpu-float32/latency.jsonl")
     journal = read(path)
     part = replace(journal, rows=[row for row in journal.rows if row["length"] == 512])
-    of_table = {(line.label, line.boundary): line for line in lines(part)}
+    of_table = {(line.label, line.boundary): line for line in part.lines}
     found = [m for m in of_journal(path) if m.conditions["context"] == 512 and m.conditions["system"] == "REFRAG"]
     by = {(m.quantity[1], m.conditions["k"], m.conditions["boundary"], m.conditions.get("policy")): m for m in found}
     for k in (8, 16, 32):

@@ -3,7 +3,7 @@
     refrag-bench run curriculum
 
 Fills     results/tables/curriculum.*, curriculum-pairs.*
-Cost      offline, CPU: 15 trainings of 150 + 400 steps, three of them those of ``order`` (COST)
+Cost      offline, CPU: 15 trainings of 100 + 200 steps, three of them those of ``order`` (COST)
 Expect    EXPECT
 
 The same curriculum in reconstruction and in CPT, at k = 8, up to 32 chunks. The seed's Table 11 and the paper's ask

@@ -3,7 +3,7 @@
     refrag-bench run k_ablation
 
 Fills     results/tables/k_ablation.*, k_ablation-pairs.*
-Cost      offline, CPU: 18 trainings of 150 + 400 steps (COST)
+Cost      offline, CPU: 18 trainings of 100 + 200 steps (COST)
 Expect    EXPECT
 
 A fact is 8 tokens here and a passage tells of eight facts: k = 64 holds a whole passage in one embedding.

@@ -3,12 +3,12 @@
     refrag-bench run order
 
 Fills     results/tables/order.*, order-pairs.*
-Cost      offline, CPU: 18 trainings of at most 550 steps (COST)
+Cost      offline, CPU: 18 trainings of at most 300 steps (COST)
 Expect    EXPECT
 
 Once with an encoder that starts aligned (the decoder's own first layer, whose states the projector hands through), once
 with one that does not (random weights, its own embeddings): reconstruction first should pay where there is something to
-align. All have 550 steps, CPT alone spends them on CPT. The paper's claim is Table 12 (CPT fails without it).
+align. All have 300 steps, CPT alone spends them on CPT. The paper's claim is Table 12 (CPT fails without it).
 """
 
 from __future__ import annotations

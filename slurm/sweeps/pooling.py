@@ -3,7 +3,7 @@
     refrag-bench run pooling
 
 Fills     results/tables/pooling.*, pooling-pairs.*
-Cost      offline, CPU: 12 trainings of 150 + 400 steps, three of them those of ``order`` (COST)
+Cost      offline, CPU: 12 trainings of 100 + 200 steps, three of them those of ``order`` (COST)
 Expect    EXPECT
 
 Window: the encoder reads a chunk alone, as in the paper, or the whole passage once. Pooling: the k states side by side
