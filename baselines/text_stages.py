@@ -69,12 +69,14 @@ def _stage(name: str, steps: int, lr: float, adamw_lr: float, seed: int = 0) -> 
     )
 
 
-def pretrain(steps: int, data: NextToken = NextToken()) -> TextDecoderRecipe:
-    return TextDecoderRecipe(stage=_stage("pretrain", steps, 3e-3, 2e-3), data=data)
+def pretrain(steps: int) -> TextDecoderRecipe:
+    return TextDecoderRecipe(stage=_stage("pretrain", steps, 3e-3, 2e-3), data=NextToken())
 
 
-def finetune(steps: int, scale: str, data: NextToken = NextToken()) -> TextDecoderRecipe:
-    # Another seed: the batches of the stage before would come again.
+def finetune(steps: int, scale: str) -> TextDecoderRecipe:
     return TextDecoderRecipe(
-        after=("decoder", "pretrain", scale), stage=_stage("finetune", steps, 1e-3, 7e-4, seed=1), data=data
+        after=("decoder", "pretrain", scale),
+        # Another seed, or the batches of the stage before would come again.
+        stage=_stage("finetune", steps, 1e-3, 7e-4, seed=1),
+        data=NextToken(),
     )

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from harness.protocol import Demonstration
 
-# The published shapes (model cards), the tiny ones of the synthetic world and of text, and one with which a CPU can read long
-# prompts. Latency depends on these alone.
+# The published shapes (model cards), the tiny ones of the synthetic world and of text, and one with which a CPU can
+# read long prompts. Latency depends on these alone.
 SHAPES: Mapping[str, Mapping[str, Any]] = {
     "tiny": dict(
         hidden_size=128, intermediate_size=352, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4,

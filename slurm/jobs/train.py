@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from harness import provenance
 from harness.cli.catalog import RECIPES, find
@@ -63,8 +63,8 @@ class TrainJob:
 
     ``start`` replaces the stage before it: a checkpoint, or the job that makes one. ``skip`` names required stages that
     an ablation leaves out. ``seed`` replaces that of the recipe (of this stage alone). An accepted checkpoint of the
-    same recipe is taken as it is, unless ``from_scratch``. ``recompute`` saves memory and changes no number. ``text`` is
-    the prepared text of the scales that train on one (``harness.data.text``).
+    same recipe is taken as it is, unless ``from_scratch``. ``recompute`` saves memory and changes no number.
+    ``text`` is the prepared text of the scales that train on one (``harness.data.text``).
     """
 
     system: str
@@ -191,16 +191,16 @@ class TrainJob:
         return recipe.export(model.to(getattr(torch, recipe.stored_as)), tokenizer, training, self.checkpoint)
 
     def _bound(self, recipe: Any) -> Recipe:
-        """The recipe over its text, if it trains on one. Raises ``InputError`` where one is missing, or not asked for."""
-        data = getattr(recipe, "data", None)
-        if isinstance(data, TextExercise) != (self.text is not None):
+        """The recipe over its text, if it trains on one. Raises ``InputError`` where one is missing or not wanted."""
+        if not isinstance(recipe.data, TextExercise):
+            if self.text is not None:
+                raise InputError(f"{self.title} trains on the synthetic world; leave --text {self.text} out")
+            return cast("Recipe", recipe)
+        if self.text is None:
             raise InputError(
-                f"{self.title} trains on a prepared text; give one with --text (`refrag-bench run perplexity` makes it)"
-                if self.text is None
-                else f"{self.title} trains on the synthetic world; leave --text {self.text} out"
+                f"{self.title} trains on a prepared text: give it with --text (`refrag-bench run perplexity` makes one)"
             )
-        bound: Recipe = recipe if self.text is None else replace(recipe, data=data.over(self.text))
-        return bound
+        return cast("Recipe", replace(recipe, data=recipe.data.over(self.text)))
 
     def _start(self, recipe: Recipe) -> Path | None:
         """The checkpoint to start from, if any, which has gone through what the recipe requires."""
