@@ -226,11 +226,11 @@ WARMUP = {
     "tiny": _warmup(100, "tiny"),
     "tiny-short": _warmup(30, "tiny-short"),
     "text-tiny": _on_text(_warmup(100, "text-tiny"), NextToken()),
-    "text-tiny-short": _on_text(_warmup(4, "text-tiny-short"), NextToken()),
+    "text-tiny-short": _on_text(_warmup(2, "text-tiny-short"), NextToken()),
 }
 CPT = {
     "text-tiny": _on_text(_cpt(1200, "text-tiny"), NextParagraph()),
-    "text-tiny-short": _on_text(_cpt(4, "text-tiny-short"), NextParagraph()),
+    "text-tiny-short": _on_text(_cpt(2, "text-tiny-short"), NextParagraph()),
     "tiny": _cpt(800, "tiny"),
     "tiny-short": _cpt(200, "tiny-short"),
     "tiny-distilled": _cpt(800, "tiny", kl_weight=2.0),

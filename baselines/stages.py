@@ -110,11 +110,11 @@ PRETRAIN: dict[str, DecoderRecipe | TextDecoderRecipe] = {
     "tiny": _pretrain(2000),
     "tiny-short": _pretrain(600),
     "text-tiny": text_stages.pretrain(2000),
-    "text-tiny-short": text_stages.pretrain(4),
+    "text-tiny-short": text_stages.pretrain(2),
 }
 FINETUNE: dict[str, DecoderRecipe | TextDecoderRecipe] = {
     "tiny": _finetune(600, "tiny"),
     "tiny-short": _finetune(150, "tiny-short"),
     "text-tiny": text_stages.finetune(1000, "text-tiny"),
-    "text-tiny-short": text_stages.finetune(4, "text-tiny-short"),
+    "text-tiny-short": text_stages.finetune(2, "text-tiny-short"),
 }

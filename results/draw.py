@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from harness.errors import InputError
 from harness.files import write_atomically
-from results import figures, formats, tables
+from results import figures, formats, perplexity, tables
 from results.cost import build_cost_table, to_csv, to_grid
-from results.records import read_records
+from results.records import Record, read_records
 
 Files = dict[Path, bytes]
 
@@ -20,10 +20,18 @@ def draw(
 ) -> tuple[list[tables.Table], Files]:
     """The tables of ``experiment`` (None: each that has records), and what belongs in ``out``.
 
-    Nothing is written: that is for ``write``, once everything has been drawn. Raises ``InputError`` where no record
-    answers questions.
+    Experiments that measure log-perplexity have tables of another kind: they are among the files alone. Nothing is
+    written: that is for ``write``, once everything has been drawn. Raises ``InputError`` where no record answers
+    questions or scores windows.
     """
-    found = read_records(records)
+    folders = list(records)
+    found = read_records(folders)
+    files: Files = {}
+    for name in perplexity.experiments(found):
+        if experiment in (None, name):
+            files |= draw_perplexity(found, folders, out, name)
+    if files and (experiment or not tables.experiments(found)):
+        return [], files
     names = [experiment] if experiment else tables.experiments(found)
     if not names:
         raise InputError(
@@ -31,7 +39,6 @@ def draw(
             f"suites with one: {', '.join(tables.QA_SUITES)}"
         )
     drawn = [tables.build_table(found, experiment=name, metric=metric) for name in names]
-    files: Files = {}
     folder = out / "tables"
     for table in drawn:
         stem = table.experiment if metric == "em" else f"{table.experiment}-{metric}"
@@ -44,6 +51,19 @@ def draw(
             for kind, text in (("md", grid.markdown()), ("tex", grid.latex()), ("csv", to_csv(cost))):
                 files[folder / f"{cost.name}.{kind}"] = text.encode()
     return drawn, files
+
+
+def draw_perplexity(found: Sequence[Record], folders: Iterable[Path], out: Path, experiment: str) -> Files:
+    """The tables of an experiment that measures log-perplexity."""
+    folder = out / "tables"
+    built = perplexity.build(found, folders, experiment=experiment)
+    grids = perplexity.to_grids(built, folder)
+    texts = {
+        "md": "\n".join(grid.markdown() for grid in grids),
+        "tex": "\n".join(grid.latex() for grid in grids),
+        "csv": perplexity.to_csv(built),
+    }
+    return {folder / f"{experiment}.{kind}": text.encode() for kind, text in texts.items()}
 
 
 def cost_texts(records: Iterable[Path], folder: Path, experiments: Iterable[str]) -> dict[str, str]:

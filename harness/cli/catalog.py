@@ -59,6 +59,7 @@ EXPERIMENTS: Mapping[str, str] = {
     "tiny": "slurm.sweeps.tiny:tiny",
     "selection": "slurm.sweeps.selection:selection",
     "objective": "slurm.sweeps.objective:objective",
+    "perplexity": "slurm.sweeps.perplexity:perplexity",
     "real": "slurm.sweeps.real:real",
 }
 

@@ -19,6 +19,9 @@ experiments:
          does GRPO teach the policy anything: three seeds against their own start and against chance, paired tests
   objective
          REFRAG v1's recipe and v2's, each at k = 8 and 64, three seeds, paired tests
+  perplexity
+         log-perplexity of the next tokens of real text given s tokens before them, every system, in the layout of the
+         paper's Tables 1 and 2; trains tiny models on the text of --data (about an hour of one core)
   real   NQ, TriviaQA and PopQA questions over the corpus of a data root: indexes it with BM25, FAISS and Qdrant,
          freezes every retrieval, prints hit@1/5/20, and evaluates the tiny decoder on it (scores near zero: it has
          never read natural language; give --checkpoint for a decoder that has)"""
@@ -28,13 +31,14 @@ examples:
   refrag-bench run tiny
   refrag-bench run tiny --from-scratch                   trains every stage in a small budget
   refrag-bench run tiny --from-scratch --budget long     trains the accepted checkpoints again
+  refrag-bench run perplexity --data DIR                 parquet or jsonl in SlimPajama's schema, train and validation
   refrag-bench run real --data DIR --limit 100
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = DESCRIPTION, EPILOG
-    parser.add_argument("experiment", metavar="NAME", help="tiny, selection, objective, real")
+    parser.add_argument("experiment", metavar="NAME", help="tiny, selection, objective, perplexity, real")
     parser.add_argument("--data", type=Path, metavar="DIR", help="data root (default: REFRAG_DATA; tiny makes its own)")
     parser.add_argument("--checkpoint", metavar="DIR", help="decoder to evaluate (default: the trained tiny one)")
     parser.add_argument("--from-scratch", action="store_true", help="train everything, accepted checkpoints or not")
