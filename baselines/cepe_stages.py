@@ -229,7 +229,7 @@ WARMUP = {
     "text-tiny-short": _on_text(_warmup(2, "text-tiny-short"), NextToken()),
 }
 CPT = {
-    "text-tiny": _on_text(_cpt(1200, "text-tiny"), NextParagraph()),
+    "text-tiny": _on_text(_cpt(800, "text-tiny"), NextParagraph()),
     "text-tiny-short": _on_text(_cpt(2, "text-tiny-short"), NextParagraph()),
     "tiny": _cpt(800, "tiny"),
     "tiny-short": _cpt(200, "tiny-short"),

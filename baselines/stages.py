@@ -115,6 +115,6 @@ PRETRAIN: dict[str, DecoderRecipe | TextDecoderRecipe] = {
 FINETUNE: dict[str, DecoderRecipe | TextDecoderRecipe] = {
     "tiny": _finetune(600, "tiny"),
     "tiny-short": _finetune(150, "tiny-short"),
-    "text-tiny": text_stages.finetune(1000, "text-tiny"),
+    "text-tiny": text_stages.finetune(670, "text-tiny"),
     "text-tiny-short": text_stages.finetune(2, "text-tiny-short"),
 }

@@ -221,7 +221,7 @@ _RECIPES: dict[str, Mapping[str, RefragRecipe | PolicyRecipe]] = {
     f"tiny-k{k}{budget.suffix}": tiny(k, budget) for k in (4, 8, 16, 32) for budget in (LONG, SHORT, HALF)
 }
 _RECIPES |= {f"objective-k{k}": objective(k) for k in (8, 64)}
-_RECIPES |= {f"text-tiny-k{k}": text(k, "", 400, 1200) for k in (8, 16, 32)}
+_RECIPES |= {f"text-tiny-k{k}": text(k, "", 300, 800) for k in (8, 16, 32)}
 _RECIPES |= {f"text-tiny-k{k}-short": text(k, "-short", 2, 2) for k in (8, 16, 32)}
 RECONSTRUCTION, CPT, MIXED, FINETUNE, POLICY_START, POLICY = (
     {scale: recipes[stage] for scale, recipes in _RECIPES.items() if stage in recipes} for stage in STAGES

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,7 +150,7 @@ def _by_output(found: Perplexities, context: int, folder: Path) -> Grid:
     ]
     lines += [[row, *([NOT_RUN] * (len(columns) + 1))] for row in UNMEASURED]
     return Grid(
-        title=f"{found.experiment}: log-perplexity at s = {context}, the layout of the paper's Table 1, measured here",
+        title=f"Small, real-language version of the paper's Table 1: log-perplexity at s = {context}, measured here",
         head=["System", *(f"{SETS.get(name, name)} P{n}" for name, n in columns), "Decoder positions"],
         lines=lines,
         notes=_conditions(found),
@@ -163,7 +164,7 @@ def _by_context(found: Perplexities, folder: Path) -> Grid:
     lines = [[row, *(_cell(found.by(row, name, s), longest, folder) for name, s in columns)] for row in found.rows]
     lines += [[row, *([NOT_RUN] * len(columns))] for row in UNMEASURED]
     return Grid(
-        title=f"{found.experiment}: log-perplexity at o = {longest}, the layout of the paper's Table 2, measured here",
+        title=f"Small, real-language version of the paper's Table 2: log-perplexity at o = {longest}, measured here",
         head=["System", *(f"{SETS.get(name, name)} s={s}" for name, s in columns)],
         lines=lines,
         notes=[
@@ -224,8 +225,8 @@ def _conditions(found: Perplexities) -> list[str]:
     commits = sorted({str(r.provenance.get("commit"))[:12] for r in found.records})
     dirty = any(r.provenance.get("dirty") for r in found.records)
     return [
-        "The small, real-language version of the paper's Table 1. Nats per token, lower is better; Pn: over the first "
-        "n tokens after the context. Brackets: 95 % bootstrap over windows.",
+        "Nats per token, lower is better; Pn: over the first n tokens after the context. Brackets: 95 % bootstrap over "
+        "windows.",
         f"Text: {suite['dataset']} ({suite['split']}), revision {suite['revision']}, tokenised as {suite['root']}; "
         f"every context length precedes the same {suite['output']} tokens.",
         *dict.fromkeys(note for record in found.records for note in record.notes),
@@ -288,7 +289,8 @@ def _order(record: Record, names: Mapping[str, str]) -> tuple[Any, ...]:
     systems = list(SYSTEMS)
     name = names[record.run_id]
     place = systems.index(record.system) if record.system in systems else len(systems)
-    return "decoder" in name, place, record.spec["system"]["config"].get("k", 0), name
+    numbers = [int(digits) for digits in re.findall(r"\d+", name)]  # REFRAG_8 before REFRAG_16
+    return "decoder" in name, place, numbers, name
 
 
 def _tests(folders: Iterable[Path], experiment: str) -> Sequence[Mapping[str, Any]]:

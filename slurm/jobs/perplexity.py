@@ -142,6 +142,5 @@ def _notes(training: Mapping[str, Any], suite: PerplexitySuite) -> tuple[str, ..
     return (
         f"{suite.set}: {len(suite.windows)} windows of {documents} documents; {suite.too_short} documents were shorter "
         f"than {suite.longest + suite.output} tokens and gave none.",
-        f"Decoder tokens of the last stage, {training.get('system')} {training.get('lineage', ['?'])[-1]}: "
-        f"{training.get('tokens', 0):,}.",
+        f"{training['scale']}: {training['tokens']:,} decoder tokens in {training['lineage'][-1]}.",
     )
