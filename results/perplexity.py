@@ -14,13 +14,15 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import InputError, unknown
 from harness.statistics import Interval
 from results.formats import Grid, linked
-from results.ledger import Entry, filter, read_ledger
 from results.records import Record
+
+if TYPE_CHECKING:
+    from results.ledger import Entry
 
 SUITE = "perplexity"
 DIFFERENCES = Path("comparisons") / "{}" / "differences.json"
@@ -103,11 +105,10 @@ def build(records: Sequence[Record], folders: Iterable[Path], *, experiment: str
 
 def to_grids(found: Perplexities, folder: Path) -> list[Grid]:
     """The tables, in the order in which they are to be read; links are relative to ``folder``."""
-    ledger = read_ledger()
     first, *longer = found.contexts
-    grids = [_by_output(found, first, folder), _published(ledger, "Table 1", "s = 2048")]
+    grids = [_by_output(found, first, folder), _published("Table 1", "s = 2048")]
     if longer:
-        grids += [_by_context(found, folder), _published(ledger, "Table 2", "o = 2048")]
+        grids += [_by_context(found, folder), _published("Table 2", "o = 2048")]
     if found.tests:
         grids.append(_differences(found))
     return grids
@@ -136,7 +137,7 @@ def to_csv(found: Perplexities) -> str:
                 ]
             )
     for table in ("Table 1", "Table 2"):
-        for entry in filter(read_ledger(), table=table, source_class="paper"):
+        for entry in _printed(table):
             row = [f"{PUBLISHED}, {table}: {entry.column}", entry.row, *[None] * 3, entry.value, *[None] * 5]
             writer.writerow(row)
     return text.getvalue()
@@ -174,8 +175,15 @@ def _by_context(found: Perplexities, folder: Path) -> Grid:
     )
 
 
-def _published(ledger: Sequence[Entry], table: str, at: str) -> Grid:
-    entries = filter(ledger, table=table, source_class="paper")
+def _printed(table: str) -> list[Entry]:
+    """What the paper printed. The ledger is opened here alone: no other table comes near a published number."""
+    from results.ledger import filter, read_ledger
+
+    return filter(read_ledger(), table=table, source_class="paper")
+
+
+def _published(table: str, at: str) -> Grid:
+    entries = _printed(table)
     columns = list(dict.fromkeys(entry.column for entry in entries))
     cells = {(entry.row, entry.column): entry.printed for entry in entries}
     return Grid(
