@@ -8,7 +8,7 @@ from pathlib import Path
 
 from harness.errors import InputError
 from harness.files import write_atomically
-from results import figures, formats, perplexity, tables
+from results import figures, formats, perplexity, perplexity_figure, tables
 from results.cost import build_cost_table, to_csv, to_grid
 from results.records import Record, read_records
 
@@ -54,7 +54,7 @@ def draw(
 
 
 def draw_perplexity(found: Sequence[Record], folders: Iterable[Path], out: Path, experiment: str) -> Files:
-    """The tables of an experiment that measures log-perplexity."""
+    """The tables and the figure of an experiment that measures log-perplexity."""
     folder = out / "tables"
     built = perplexity.build(found, folders, experiment=experiment)
     grids = perplexity.to_grids(built, folder)
@@ -63,7 +63,9 @@ def draw_perplexity(found: Sequence[Record], folders: Iterable[Path], out: Path,
         "tex": "\n".join(grid.latex() for grid in grids),
         "csv": perplexity.to_csv(built),
     }
-    return {folder / f"{experiment}.{kind}": text.encode() for kind, text in texts.items()}
+    files = {folder / f"{experiment}.{kind}": text.encode() for kind, text in texts.items()}
+    pictures = perplexity_figure.draw_figure(built)
+    return files | {out / "figures" / f"{experiment}.{kind}": picture for kind, picture in pictures.items()}
 
 
 def cost_texts(records: Iterable[Path], folder: Path, experiments: Iterable[str]) -> dict[str, str]:

@@ -28,10 +28,10 @@ SUITE = "perplexity"
 DIFFERENCES = Path("comparisons") / "{}" / "differences.json"
 PUBLISHED = "published, LLaMA-2-7B"
 SETS = {"arxiv": "Arxiv", "book": "Book"}
-NOT_RUN = "not run"
+NOT_RUN, WITHOUT = "not run", "No context"
 SYSTEMS = {
     "standard_rag": "Full context",
-    "no_context": "No context",
+    "no_context": WITHOUT,
     "llama_k": "LLaMA_K",
     "replug": "REPLUG",
     "cepe": "CEPE",
@@ -56,6 +56,11 @@ class Perplexities:
             if self.names[record.run_id] == name and record.spec["suite"]["set"] == set_ and at in (0, context):
                 return record
         return None
+
+    def score(self, name: str, set_: str, context: int, output: int) -> Interval | None:
+        """Log-perplexity of that cell over the first ``output`` tokens."""
+        record = self.by(name, set_, context)
+        return _score(record, output) if record else None
 
     @property
     def rows(self) -> list[str]:

@@ -2,7 +2,7 @@
 
     refrag-bench run perplexity --data DIR      DIR: a folder with parquet or jsonl in SlimPajama's schema
 
-Fills     results/tables/perplexity.*
+Fills     results/tables/perplexity.*, results/figures/perplexity.*
 Cost      offline, CPU: tokenising the 85 MB of the text pack once (3 minutes of one core), seven trainings (below,
           about 50 minutes of one core), 96 cells of about 400 windows (a quarter of an hour)
 Expect    full context below no context; where REFRAG and CEPE lie between them is the question (results/LOG.md)
