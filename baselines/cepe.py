@@ -28,11 +28,11 @@ from torch import Tensor
 from baselines.cepe_checkpoint import load_cepe, read_config
 from baselines.cepe_model import Cepe, Context, KeysValues
 from harness.errors import InputError, unknown
-from harness.model.decode import Prompts, greedy, left_pad, of_like_length
+from harness.model.decode import Prompts, greedy, left_pad, log_probabilities, of_like_length
 from harness.model.llama import Llama
 from harness.model.load import Decoder
-from harness.model.prompting import Prompting
-from harness.protocol import Passage, Usage
+from harness.model.prompting import Prompting, whole
+from harness.protocol import Passage, TokenBlock, Usage
 from harness.train.export import own_template, read_training
 
 if TYPE_CHECKING:
@@ -109,17 +109,30 @@ class CepeSystem:
         self.prompting.check(questions, max_new_tokens)
 
     def encode(self, passages: Sequence[Sequence[Passage]]) -> Encoded:
-        rows = self.prompting.whole_passages(passages)
+        return self.encode_tokens(self.prompting.passages(passages))
+
+    def encode_tokens(self, blocks: Sequence[Sequence[TokenBlock]]) -> Encoded:
+        rows = whole(blocks)
         n = self.config.in_decoder
         encoded = iter(self._encode([block for row in rows for block in row[n:]]))
         return Encoded([row[:n] for row in rows], [[next(encoded) for _ in row[n:]] for row in rows])
 
-    def generate(self, questions: Sequence[str], context: Encoded, *, max_new_tokens: int) -> Iterator[Tensor]:
+    def reader(self, questions: Sequence[str], context: Encoded, max_new_tokens: int) -> Prompts:
+        """What answers are decoded from, and continuations scored by."""
         prompts, _ = self.prompting.whole_prompts(questions, context.tokens, max_new_tokens)
         ids_BT, mask_BT = left_pad(prompts, self.pad_id, self.llama.embedding.device)
         between = self._between(context.passages)
+        return Prompts(self.llama, self.llama.embed(ids_BT), mask_BT, max_new_tokens, between=between)
+
+    def log_probabilities(
+        self, questions: Sequence[str], continuations: Sequence[Sequence[int]], context: Encoded
+    ) -> list[Tensor]:
+        reader = self.reader(questions, context, max(map(len, continuations)))
+        return log_probabilities(reader, continuations, pad_id=self.pad_id)
+
+    def generate(self, questions: Sequence[str], context: Encoded, *, max_new_tokens: int) -> Iterator[Tensor]:
         return greedy(
-            Prompts(self.llama, self.llama.embed(ids_BT), mask_BT, max_new_tokens, between=between),
+            self.reader(questions, context, max_new_tokens),
             max_new_tokens=max_new_tokens,
             stop_ids=self.prompting.stop_ids,
             pad_id=self.pad_id,

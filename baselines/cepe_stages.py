@@ -18,7 +18,7 @@ Shapes: B rows, T decoder positions, N passages, S positions per passage, V voca
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from baselines.cepe_model import CepeConfig
+from harness.data.text_practice import NextParagraph, NextToken
 from harness.data.world.practice import Exercise, Practice, Reading
 from harness.model.chunking import split
 from harness.train.losses import token_losses
@@ -209,8 +210,27 @@ def _cpt(steps: int, scale: str, kl_weight: float = 0.0) -> CepeRecipe:
     )
 
 
-WARMUP = {"tiny": _warmup(100, "tiny"), "tiny-short": _warmup(30, "tiny-short")}
+def _on_text(recipe: CepeRecipe, data: Exercise) -> CepeRecipe:
+    """The same stage on real text, where the next paragraph is what follows the passages."""
+    return replace(
+        recipe,
+        stage=replace(recipe.stage, precision="bfloat16"),
+        data=data,
+        language_weight=0.0,
+        template="bare",
+        stored_as="float32",
+    )
+
+
+WARMUP = {
+    "tiny": _warmup(100, "tiny"),
+    "tiny-short": _warmup(30, "tiny-short"),
+    "text-tiny": _on_text(_warmup(100, "text-tiny"), NextToken()),
+    "text-tiny-short": _on_text(_warmup(2, "text-tiny-short"), NextToken()),
+}
 CPT = {
+    "text-tiny": _on_text(_cpt(800, "text-tiny"), NextParagraph()),
+    "text-tiny-short": _on_text(_cpt(2, "text-tiny-short"), NextParagraph()),
     "tiny": _cpt(800, "tiny"),
     "tiny-short": _cpt(200, "tiny-short"),
     "tiny-distilled": _cpt(800, "tiny", kl_weight=2.0),

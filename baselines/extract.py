@@ -38,7 +38,7 @@ from harness.model.chunking import context_positions, split
 from harness.model.load import Decoder
 from harness.model.prompted import Prompted
 from harness.model.prompting import Prompting
-from harness.protocol import Passage
+from harness.protocol import Passage, TokenBlock
 from harness.train.export import own_template, read_training
 
 K1, B = 1.2, 0.75
@@ -91,7 +91,10 @@ class Extract:
         self.config, self.prompting = config, prompting
 
     def encode(self, passages: Sequence[Sequence[Passage]]) -> list[list[CutPassage]]:
-        cut = [[(tag, split(text, self.config.k)) for tag, text in row] for row in self.prompting.passages(passages)]
+        return self.encode_tokens(self.prompting.passages(passages))
+
+    def encode_tokens(self, blocks: Sequence[Sequence[TokenBlock]]) -> list[list[CutPassage]]:
+        cut = [[(tag, split(text, self.config.k)) for tag, text in row] for row in blocks]
         chunks = [chunk for row in cut for _, of_one in row for chunk in of_one]
         texts = iter(self.prompting.tokenizer.batch_decode(chunks, clean_up_tokenization_spaces=False))
         return [[CutPassage(tag, cs, [Counter(words(next(texts))) for _ in cs]) for tag, cs in row] for row in cut]

@@ -31,7 +31,7 @@ from harness.errors import InputError
 from harness.model.decode import Prompts, greedy, left_pad, of_like_length
 from harness.model.llama import KVCache, Llama, rotate
 from harness.model.load import Decoder
-from harness.model.prompting import Prompting
+from harness.model.prompting import Prompting, whole
 from harness.protocol import Passage, Usage
 from harness.train.export import own_template, read_training
 
@@ -105,7 +105,7 @@ class KvReuse:
 
     def encode(self, passages: Sequence[Sequence[Passage]]) -> CachedPassages:
         start = [self.prompting.start] if self.prompting.start else []
-        rows = self.prompting.whole_passages(passages)
+        rows = whole(self.prompting.passages(passages))
         blocks = iter(read_apart(self.llama, [*start, *(block for row in rows for block in row)], self.pad_id))
         return CachedPassages([next(blocks) for _ in start], [[next(blocks) for _ in row] for row in rows])
 

@@ -119,4 +119,8 @@ def _matched(standard: stages.DecoderRecipe) -> BlockRecipe:
     )
 
 
-FINETUNE = {scale: _matched(standard) for scale, standard in stages.FINETUNE.items()}
+FINETUNE = {
+    scale: _matched(standard)
+    for scale, standard in stages.FINETUNE.items()
+    if isinstance(standard, stages.DecoderRecipe)  # the text scales have no passages to keep apart
+}

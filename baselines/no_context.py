@@ -10,7 +10,7 @@ from typing import Any
 from harness.model.load import Decoder
 from harness.model.prompted import Prompted
 from harness.model.prompting import Prompting
-from harness.protocol import Passage
+from harness.protocol import Passage, TokenBlock
 from harness.train.export import own_template, read_training
 
 
@@ -42,6 +42,9 @@ class NoContext:
         self.prompting = prompting
 
     def encode(self, passages: Sequence[Sequence[Passage]]) -> None:  # noqa: ARG002
+        return None
+
+    def encode_tokens(self, blocks: Sequence[Sequence[TokenBlock]]) -> None:  # noqa: ARG002
         return None
 
     def prompts(

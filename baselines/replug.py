@@ -26,11 +26,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.model.decode import Prompts, Reader, greedy, left_pad
+from harness.model.decode import Reader, greedy, log_probabilities, token_prompts
 from harness.model.llama import Llama
 from harness.model.load import Decoder
-from harness.model.prompting import Prompting
-from harness.protocol import Passage, Usage
+from harness.model.prompting import Prompting, whole
+from harness.protocol import Passage, TokenBlock, Usage
 from harness.train.export import own_template, read_training
 
 Block = list[int]
@@ -68,7 +68,10 @@ class Replug:
         self.prompting.check(questions, max_new_tokens)
 
     def encode(self, passages: Sequence[Sequence[Passage]]) -> list[list[Block]]:
-        return self.prompting.whole_passages(passages)
+        return self.encode_tokens(self.prompting.passages(passages))
+
+    def encode_tokens(self, blocks: Sequence[Sequence[TokenBlock]]) -> list[list[Block]]:
+        return whole(blocks)
 
     def generate(
         self, questions: Sequence[str], context: list[list[Block]], *, max_new_tokens: int
@@ -79,6 +82,12 @@ class Replug:
             stop_ids=self.prompting.stop_ids,
             pad_id=self.pad_id,
         )
+
+    def log_probabilities(
+        self, questions: Sequence[str], continuations: Sequence[Sequence[int]], context: list[list[Block]]
+    ) -> list[Tensor]:
+        reader = self.reader(questions, context, max(map(len, continuations)))
+        return log_probabilities(reader, continuations, pad_id=self.pad_id)
 
     def usage(self, questions: Sequence[str], context: list[list[Block]], *, max_new_tokens: int) -> list[Usage]:
         """``decoder_positions`` are those of all prompts of a question together: the decoder reads each of them."""
@@ -92,12 +101,11 @@ class Replug:
         return self.prompting.text(columns)
 
     def reader(self, questions: Sequence[str], context: list[list[Block]], max_new_tokens: int) -> Mixture:
-        """What ``generate`` decodes from: all prompts of all questions in one batch."""
+        """What answers are decoded from, and continuations scored by: all prompts of all questions in one batch."""
         prompts, _ = self._prompts(questions, context, max_new_tokens)
-        device = self.llama.embedding.device
-        ids_RT, mask_RT = left_pad([prompt for of_one in prompts for prompt in of_one], self.pad_id, device)
-        ordinary = Prompts(self.llama, self.llama.embed(ids_RT), mask_RT, max_new_tokens)
-        return Mixture(ordinary, list(map(len, prompts)), device)
+        rows = [prompt for of_one in prompts for prompt in of_one]
+        ordinary = token_prompts(self.llama, rows, max_new_tokens=max_new_tokens, pad_id=self.pad_id)
+        return Mixture(ordinary, list(map(len, prompts)), self.llama.embedding.device)
 
     def _prompts(
         self, questions: Sequence[str], context: list[list[Block]], max_new_tokens: int
@@ -124,11 +132,14 @@ class Mixture:
     def then(self, token_B: Tensor) -> Tensor:
         return mixed(self.reader.then(token_B[self.question_R]), self.counts)
 
+    def along(self, token_BO: Tensor) -> Tensor:
+        return mixed(self.reader.along(token_BO.to(self.question_R.device)[self.question_R]), self.counts)
 
-def mixed(logits_RV: Tensor, counts: Sequence[int]) -> Tensor:
-    """The log of each question's mean next-token probability, (B, V) in float32:
+
+def mixed(logits_R: Tensor, counts: Sequence[int]) -> Tensor:
+    """The log of each question's mean next-token probability, (R, ..., V) to (B, ..., V) in float32:
 
     log(1/n sum_d p_d) = logsumexp_d(log p_d) - log n, with p_d the softmax of a prompt's logits, n = ``counts``.
     """
-    log_p_RV = F.log_softmax(logits_RV, dim=-1, dtype=torch.float32)
-    return torch.stack([log_p_nV.logsumexp(0) - math.log(len(log_p_nV)) for log_p_nV in log_p_RV.split(list(counts))])
+    log_p_R = F.log_softmax(logits_R, dim=-1, dtype=torch.float32)
+    return torch.stack([log_p_n.logsumexp(0) - math.log(len(log_p_n)) for log_p_n in log_p_R.split(list(counts))])

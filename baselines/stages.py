@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from baselines import text_stages
+from baselines.text_stages import TextDecoderRecipe
 from harness.data.world.practice import Copying, Exercise, Growing, Mixture, Practice, Reading, Retelling
 from harness.train.losses import answer_loss, read_tokens
 from harness.train.rows import collate_tokens
@@ -104,5 +106,15 @@ def _finetune(steps: int, scale: str) -> DecoderRecipe:
     )
 
 
-PRETRAIN = {"tiny": _pretrain(2000), "tiny-short": _pretrain(600)}
-FINETUNE = {"tiny": _finetune(600, "tiny"), "tiny-short": _finetune(150, "tiny-short")}
+PRETRAIN: dict[str, DecoderRecipe | TextDecoderRecipe] = {
+    "tiny": _pretrain(2000),
+    "tiny-short": _pretrain(600),
+    "text-tiny": text_stages.pretrain(2000),
+    "text-tiny-short": text_stages.pretrain(2),
+}
+FINETUNE: dict[str, DecoderRecipe | TextDecoderRecipe] = {
+    "tiny": _finetune(600, "tiny"),
+    "tiny-short": _finetune(150, "tiny-short"),
+    "text-tiny": text_stages.finetune(670, "text-tiny"),
+    "text-tiny-short": text_stages.finetune(2, "text-tiny-short"),
+}

@@ -13,8 +13,8 @@ from typing import Any
 
 from harness.model.load import Decoder
 from harness.model.prompted import Prompted
-from harness.model.prompting import Prompting
-from harness.protocol import Passage
+from harness.model.prompting import Prompting, whole
+from harness.protocol import Passage, TokenBlock
 from harness.train.export import own_template, read_training
 
 Block = list[int]
@@ -48,7 +48,10 @@ class StandardRAG:
         self.prompting = prompting
 
     def encode(self, passages: Sequence[Sequence[Passage]]) -> list[list[Block]]:
-        return self.prompting.whole_passages(passages)
+        return self.encode_tokens(self.prompting.passages(passages))
+
+    def encode_tokens(self, blocks: Sequence[Sequence[TokenBlock]]) -> list[list[Block]]:
+        return whole(blocks)
 
     def prompts(
         self, questions: Sequence[str], context: list[list[Block]], max_new_tokens: int

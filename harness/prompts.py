@@ -125,7 +125,10 @@ TAGGED = Template(
     answer_tag="<answer>",
 )
 
-TEMPLATES: Mapping[str, Template] = {template.name: template for template in (TEXT, TAGGED)}
+# No markup at all: decoders of the text scales go on with running text, and a context is nothing but its tokens.
+BARE = Template(name="bare", passage="{text}", question="{question}", answered="{answer}")
+
+TEMPLATES: Mapping[str, Template] = {template.name: template for template in (TEXT, TAGGED, BARE)}
 
 
 def template(name: str) -> Template:

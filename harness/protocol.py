@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,6 +91,34 @@ class System(Protocol[ContextT]):
 
     def text(self, columns: Sequence[Tensor]) -> list[str]:
         """The B answers that a sequence of token columns spells."""
+
+
+TokenBlock = tuple[list[int], list[int]]  # a passage as token ids: its tag and its text
+
+
+@runtime_checkable
+class LogLikelihood(Protocol[ContextT]):
+    """A system that can also say how likely a given continuation is: perplexity, and whatever else needs a likelihood.
+
+    Token ids in, not text: a window of a text is so many tokens, and cutting, decoding and tokenising again would move
+    its borders. ``encode`` is ``encode_tokens`` of the tokenised passages, and the prompt is that of ``generate``.
+    """
+
+    pad_id: int
+
+    def encode_tokens(self, blocks: Sequence[Sequence[TokenBlock]]) -> ContextT:
+        """``System.encode`` of passages that are token ids already."""
+
+    def log_probabilities(
+        self, questions: Sequence[str], continuations: Sequence[Sequence[int]], context: ContextT
+    ) -> list[Tensor]:
+        """Per row log p of each token of its continuation, given context, question and the tokens before it; nats.
+
+        An empty question under the template ``bare`` leaves the continuation to follow the context at once.
+        """
+
+    def usage(self, questions: Sequence[str], context: ContextT, *, max_new_tokens: int) -> list[Usage]:
+        """As in ``System``; ``max_new_tokens`` is the length of the continuation."""
 
 
 class Suite(Protocol):

@@ -40,6 +40,27 @@ class SuiteSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WindowSpec:
+    """Which windows of a text. ``root`` is the prepared text, its tokenizer included; ``revision`` is its source's.
+
+    Lengths are in tokens; ``outputs`` are what means are taken over, and ``passage`` is how the context is cut.
+    """
+
+    name: str
+    dataset: str
+    split: str
+    limit: int | None
+    root: str
+    revision: str
+    set: str
+    context: int
+    output: int
+    outputs: Sequence[int]
+    longest: int
+    passage: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class RetrievalSpec:
     """Which passages: the frozen file, by the digest of its content."""
 
@@ -71,7 +92,7 @@ class DecodeSpec:
 class RunSpec:
     """One cell of a table: everything that can move its number, and nothing else."""
 
-    suite: SuiteSpec
+    suite: SuiteSpec | WindowSpec
     retrieval: RetrievalSpec | None
     passages: int
     system: SystemSpec

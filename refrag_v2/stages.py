@@ -22,11 +22,12 @@ At the tiny scale matrices are trained by Muon and everything else by AdamW, at 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any
 
+from harness.data.text_practice import NextParagraph, Repeating
 from harness.data.world.practice import Copying, Growing, Pairs, Quizzing, Reading, Sketches
 from harness.train.stage import AdamW, Muon, Schedule, Stage
 from refrag_v2.grpo import GrpoConfig, WarmUpConfig
@@ -39,6 +40,7 @@ _SCHEDULE = Schedule(warmup=0.04, decay="cosine", floor=0.05)
 _POLICY_LR = 1e-3
 LONGEST = 256  # tokens of context in training: 8 passages
 OBJECTIVE_LR = 6e-4  # reconstruction at the objective-* and ablation-* scales
+TEXT_LR, TEXT_ENCODING_LR = 5e-4, 2e-3  # of the decoder, and of encoder and projector, at the text-* scales
 ABLATED_K = 8
 # An encoder that knows nothing of the decoder: its own embeddings, random weights.
 UNALIGNED: Mapping[str, Any] = {"encoder": "random:roberta-tiny"}
@@ -239,6 +241,31 @@ def ablation(
     }
 
 
+def text(k: int, suffix: str, first: int, second: int) -> dict[str, RefragRecipe]:
+    """The first two stages on real text (slurm/sweeps/perplexity.py), ``first`` and ``second`` steps: x_1:kL read back,
+    then the 128 tokens after 256 of context. All rates k and CEPE see the same windows in the second stage."""
+    scale = f"text-tiny-k{k}{suffix}"
+    recipe = partial(RefragRecipe, model=RefragConfig(k=k), template="bare", stored_as="float32")
+
+    def stage(name: str, steps: int, lr: float, boost: float, trained: tuple[str, ...] = ("",)) -> Stage:
+        return replace(_stage(name, steps, lr, boost, trained), precision="bfloat16")
+
+    return {
+        "reconstruction": recipe(
+            after=("decoder", "pretrain", f"text-tiny{suffix}"),
+            requires=(),
+            stage=stage("reconstruction", first, TEXT_ENCODING_LR, 1, trained=ENCODING),
+            data=Repeating(growing=Growing(k=k, steps=first, max_chunks=128 // k, tokens=2048)),
+        ),
+        "cpt": recipe(
+            after=("refrag_v2", "reconstruction", scale),
+            requires=("refrag_v2/reconstruction",),
+            stage=stage("cpt", second, TEXT_LR, TEXT_ENCODING_LR / TEXT_LR),
+            data=NextParagraph(),
+        ),
+    }
+
+
 STAGES = ("reconstruction", "cpt", "mixed", "finetune", "policy_start", "policy")
 _RECIPES: dict[str, Mapping[str, RefragRecipe | PolicyRecipe]] = {
     f"tiny-k{k}{budget.suffix}": tiny(k, budget) for k in (4, 8, 16, 32) for budget in (LONG, SHORT, HALF)
@@ -252,6 +279,8 @@ for _model in ({}, UNALIGNED):
     _RECIPES |= ablation(model=_model) | ablation(model=_model, order="alone")
 for _model in POOLINGS:
     _RECIPES |= ablation(model=_model)
+_RECIPES |= {f"text-tiny-k{k}": text(k, "", 300, 800) for k in (8, 16, 32)}
+_RECIPES |= {f"text-tiny-k{k}-short": text(k, "-short", 2, 2) for k in (8, 16, 32)}
 RECONSTRUCTION, CPT, MIXED, FINETUNE, POLICY_START, POLICY = (
     {scale: recipes[stage] for scale, recipes in _RECIPES.items() if stage in recipes} for stage in STAGES
 )

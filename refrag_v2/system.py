@@ -24,12 +24,12 @@ from harness.errors import InputError
 from harness.model.chunk_cache import ChunkCache
 from harness.model.chunked import ChunkedPassage, Chunks, ChunkUsage, in_chunks, rows_of
 from harness.model.chunking import context_positions, effective_rate, expanded_count, split
-from harness.model.decode import Prompts, greedy
+from harness.model.decode import Prompts, greedy, log_probabilities
 from harness.model.llama import Llama
 from harness.model.load import Decoder
 from harness.model.prompting import Prompting
 from harness.model.splice import splice
-from harness.protocol import Passage, Usage
+from harness.protocol import Passage, TokenBlock, Usage
 from harness.train.export import own_template, read_training
 from refrag_v2.checkpoint import load_refrag, read_config
 from refrag_v2.model import Refrag
@@ -107,9 +107,11 @@ class RefragV2:
     def check(self, questions: Sequence[str], *, max_new_tokens: int) -> None:
         self.prompting.check(questions, max_new_tokens)
 
-    @torch.inference_mode()
     def encode(self, passages: Sequence[Sequence[Passage]]) -> Chunks:
-        blocks = self.prompting.passages(passages)
+        return self.encode_tokens(self.prompting.passages(passages))
+
+    @torch.inference_mode()
+    def encode_tokens(self, blocks: Sequence[Sequence[TokenBlock]]) -> Chunks:
         texts = [text for row in blocks for _, text in row]
         rows = in_chunks(blocks, self.config.k)
         if self.cache:
@@ -118,14 +120,22 @@ class RefragV2:
             embeddings = self._encode(texts)
         return Chunks(rows, embeddings)
 
+    @torch.inference_mode()
+    def reader(self, questions: Sequence[str], context: Chunks, max_new_tokens: int) -> Prompts:
+        """What answers are decoded from, and continuations scored by."""
+        rows = [choice.codes for choice in self.choose(questions, context, max_new_tokens)]
+        inputs_BTE, mask_BT = splice(rows, context.embeddings_ME, self.llama.embed, self.pad_id)
+        return Prompts(self.llama, inputs_BTE, mask_BT, max_new_tokens)
+
+    def log_probabilities(
+        self, questions: Sequence[str], continuations: Sequence[Sequence[int]], context: Chunks
+    ) -> list[Tensor]:
+        reader = self.reader(questions, context, max(map(len, continuations)))
+        return log_probabilities(reader, continuations, pad_id=self.pad_id)
+
     def generate(self, questions: Sequence[str], context: Chunks, *, max_new_tokens: int) -> Iterator[Tensor]:
-        choices = self.choose(questions, context, max_new_tokens)
-        with torch.inference_mode():
-            inputs_BTE, mask_BT = splice(
-                [choice.codes for choice in choices], context.embeddings_ME, self.llama.embed, self.pad_id
-            )
         return greedy(
-            Prompts(self.llama, inputs_BTE, mask_BT, max_new_tokens),
+            self.reader(questions, context, max_new_tokens),
             max_new_tokens=max_new_tokens,
             stop_ids=self.prompting.stop_ids,
             pad_id=self.pad_id,

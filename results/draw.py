@@ -8,9 +8,9 @@ from pathlib import Path
 
 from harness.errors import InputError
 from harness.files import write_atomically
-from results import figures, formats, tables
+from results import figures, formats, perplexity, perplexity_figure, tables
 from results.cost import build_cost_table, to_csv, to_grid
-from results.records import read_records
+from results.records import Record, read_records
 
 Files = dict[Path, bytes]
 
@@ -20,18 +20,27 @@ def draw(
 ) -> tuple[list[tables.Table], Files]:
     """The tables of ``experiments`` (None: each that has records), and what belongs in ``out``.
 
-    Nothing is written: that is for ``write``, once everything has been drawn. Raises ``InputError`` where no record
-    answers questions.
+    Experiments that measure log-perplexity have tables of another kind: they are among the files alone. Nothing is
+    written: that is for ``write``, once everything has been drawn. Raises ``InputError`` where no record answers
+    questions or scores windows.
     """
-    found = read_records(records)
-    experiments = tables.experiments(found) if experiments is None else experiments
-    if not experiments:
+    folders = list(records)
+    found = read_records(folders)
+    scored = perplexity.experiments(found)
+    wanted = [*tables.experiments(found), *scored] if experiments is None else experiments
+    names = [name for name in wanted if name not in scored]
+    files: Files = {}
+    for name in scored:
+        if name in wanted:
+            files |= draw_perplexity(found, folders, out, name)
+    if files and not names:
+        return [], files
+    if not names:
         raise InputError(
             f"none of the {len(found)} records answers questions, so there is no accuracy table to draw; "
             f"suites with one: {', '.join(tables.QA_SUITES)}"
         )
-    drawn = [tables.build_table(found, experiment=name, metric=metric) for name in experiments]
-    files: Files = {}
+    drawn = [tables.build_table(found, experiment=name, metric=metric) for name in names]
     folder = out / "tables"
     for table in drawn:
         stem = table.experiment if metric == "em" else f"{table.experiment}-{metric}"
@@ -44,6 +53,21 @@ def draw(
             for kind, text in (("md", grid.markdown()), ("tex", grid.latex()), ("csv", to_csv(cost))):
                 files[folder / f"{cost.name}.{kind}"] = text.encode()
     return drawn, files
+
+
+def draw_perplexity(found: Sequence[Record], folders: Iterable[Path], out: Path, experiment: str) -> Files:
+    """The tables and the figure of an experiment that measures log-perplexity."""
+    folder = out / "tables"
+    built = perplexity.build(found, folders, experiment=experiment)
+    grids = perplexity.to_grids(built, folder)
+    texts = {
+        "md": "\n".join(grid.markdown() for grid in grids),
+        "tex": "\n".join(grid.latex() for grid in grids),
+        "csv": perplexity.to_csv(built),
+    }
+    files = {folder / f"{experiment}.{kind}": text.encode() for kind, text in texts.items()}
+    pictures = perplexity_figure.draw_figure(built)
+    return files | {out / "figures" / f"{experiment}.{kind}": picture for kind, picture in pictures.items()}
 
 
 def cost_texts(records: Iterable[Path], folder: Path, experiments: Iterable[str]) -> dict[str, str]:

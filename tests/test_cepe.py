@@ -419,7 +419,7 @@ def test_sixteen_bits_leave_the_encoders_rotary_frequencies_whole(
         ({"in_decoder": -1}, "at least 0 passages in the decoder, got -1"),
         ({"in_decoder": "many"}, "setting in_decoder: expected int, got 'many'"),
         ({"cross_kv": "cache"}, "'cache'.*'cached'.*valid choices: cached, recomputed"),
-        ({"template": "taged"}, "unknown prompt template 'taged'.*valid choices: tagged, text"),
+        ({"template": "taged"}, "unknown prompt template 'taged'.*valid choices: bare, tagged, text"),
         ({"colour": "red"}, "unknown setting of cepe 'colour'.*valid choices: cross_kv, in_decoder, max_pos"),
     ],
 )

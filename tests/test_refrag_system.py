@@ -475,7 +475,7 @@ def test_closed_book_is_standard_rags(refrag_checkpoint: Path, select: str, expa
         ({"select": "all", "expand": 0.99}, "expand=0.99 does not go with select='all'"),
         ({"select": "policy", "expand": 1.0}, "expand=1.0 does not go with select='policy'"),
         ({"k": 8}, "has chunks of 4 tokens; k=8 is not its k"),
-        ({"template": "taged"}, "unknown prompt template 'taged'.*valid choices: tagged, text"),
+        ({"template": "taged"}, "unknown prompt template 'taged'.*valid choices: bare, tagged, text"),
         ({"expand": "a lot"}, "setting expand: expected float, got 'a lot'"),
         ({"colour": "red"}, "unknown setting of refrag_v2 'colour'.*valid choices: expand, k"),
     ],

@@ -63,6 +63,7 @@ EXPERIMENTS: Mapping[str, str] = {
     "curriculum": "slurm.sweeps.curriculum:curriculum",
     "k_ablation": "slurm.sweeps.k_ablation:k_ablation",
     "pooling": "slurm.sweeps.pooling:pooling",
+    "perplexity": "slurm.sweeps.perplexity:perplexity",
     "real": "slurm.sweeps.real:real",
 }
 

@@ -23,6 +23,9 @@ experiments:
          training ablations in one small budget, three seeds, paired tests: the order of the stages (with an encoder
          that starts aligned and one that does not), the curriculum, k from 2 to 64, what the encoder reads and how its
          states become a chunk
+  perplexity
+         log-perplexity of the next tokens of real text given s tokens before them, every system, in the layout of the
+         paper's Tables 1 and 2; trains tiny models on the text of --data (about an hour of one core)
   real   NQ, TriviaQA and PopQA questions over the corpus of a data root: indexes it with BM25, FAISS and Qdrant,
          freezes every retrieval, prints hit@1/5/20, and evaluates the tiny decoder on it (scores near zero: it has
          never read natural language; give --checkpoint for a decoder that has)"""
@@ -32,6 +35,7 @@ examples:
   refrag-bench run tiny
   refrag-bench run tiny --from-scratch                   trains every stage in a small budget
   refrag-bench run tiny --from-scratch --budget long     trains the accepted checkpoints again
+  refrag-bench run perplexity --data DIR                 parquet or jsonl in SlimPajama's schema, train and validation
   refrag-bench run real --data DIR --limit 100
 """
 

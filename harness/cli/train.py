@@ -27,6 +27,8 @@ scales:
   tiny-k4, tiny-k8, tiny-k16, tiny-k32        refrag_v2, by tokens per chunk
   tiny-k32-half                               refrag_v2 for `run selection`
   objective-k8, objective-k64                 refrag_v1 and refrag_v2 for `run objective`
+  text-tiny                                   decoder, standard_rag, cepe, on a text (--text)
+  text-tiny-k8, text-tiny-k16, text-tiny-k32  refrag_v2, on a text
   ...-short                                   the same in fewer steps"""
 
 EPILOG = """\
@@ -65,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="activation checkpointing: less memory, about a third more work, the same numbers",
     )
+    parser.add_argument("--text", type=Path, metavar="DIR", help="the prepared text of the text-* scales")
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs lie (runs)")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
 
@@ -87,6 +90,7 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         from_scratch=args.from_scratch,
         recompute=args.recompute,
+        text=args.text,
     )
     with bar(job.title) as progress:
         checkpoint = job.run(progress)

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from harness.model.chunking import split
-from harness.model.prompting import Block
 from harness.model.splice import chunk_code
-from harness.protocol import Usage
+from harness.protocol import TokenBlock, Usage
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Chunks:
     embeddings_ME: Tensor
 
 
-def in_chunks(blocks: Sequence[Sequence[Block]], k: int) -> list[list[ChunkedPassage]]:
+def in_chunks(blocks: Sequence[Sequence[TokenBlock]], k: int) -> list[list[ChunkedPassage]]:
     """The passages of each question in chunks of ``k`` tokens, rows counted through the whole batch."""
     first = 0
     rows: list[list[ChunkedPassage]] = []

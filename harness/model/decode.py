@@ -1,6 +1,8 @@
-"""The only decode loop: greedy and batched. Every system generates through it, each behind its own ``Reader``.
+"""The only decode loop, greedy and batched, and beside it the only way to score a given continuation.
 
-A generator with the clock outside: it yields one token column (B,) per step and never measures itself.
+Every system does both through its own ``Reader``, so that the prompt that it answers from is the one that it scores
+under. ``greedy`` is a generator with the clock outside: it yields one token column (B,) per step and never measures
+itself.
 """
 
 from __future__ import annotations
@@ -9,8 +11,10 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from harness.errors import InputError
 from harness.model.llama import Between, KVCache, Llama
 
 AT_ONCE = 64  # rows that a model reads ahead of any question in one batch
@@ -24,6 +28,9 @@ class Reader(Protocol):
 
     def then(self, token_B: Tensor) -> Tensor:
         """Append one token to each row; logits (B, V) of the one after it."""
+
+    def along(self, token_BO: Tensor) -> Tensor:
+        """Read the prompts and the given tokens after them in one pass; logits (B, O, V) of each of these tokens."""
 
 
 class Prompts:
@@ -53,6 +60,12 @@ class Prompts:
     def then(self, token_B: Tensor) -> Tensor:
         return self.llama.decode_one_token(token_B, self.cache, self.between)
 
+    def along(self, token_BO: Tensor) -> Tensor:
+        read_BT = token_BO[:, :-1].to(self.inputs_BTE.device)  # nothing follows the last one
+        inputs_BTE = torch.cat([self.inputs_BTE, self.llama.embed(read_BT)], dim=1)
+        mask_BT = torch.cat([self.mask_BT, torch.ones_like(read_BT, dtype=torch.bool)], dim=1)
+        return self.llama.prefill_along(inputs_BTE, mask_BT, self.cache, token_BO.shape[1], self.between)
+
 
 @torch.inference_mode()
 def greedy(reader: Reader, *, max_new_tokens: int, stop_ids: Sequence[int], pad_id: int) -> Iterator[Tensor]:
@@ -74,13 +87,28 @@ def greedy(reader: Reader, *, max_new_tokens: int, stop_ids: Sequence[int], pad_
         logits_BV = reader.then(token_B)
 
 
-def from_tokens(
-    llama: Llama, rows: Sequence[Sequence[int]], *, max_new_tokens: int, stop_ids: Sequence[int], pad_id: int
-) -> Iterator[Tensor]:
-    """``greedy`` from prompts of token ids."""
+@torch.inference_mode()
+def log_probabilities(reader: Reader, continuations: Sequence[Sequence[int]], *, pad_id: int) -> list[Tensor]:
+    """Of every token of each row's continuation, given the prompt and the tokens before it: nats, in float32.
+
+    log p(y_t | prompt, y_<t), the softmax over the whole vocabulary. Raises ``InputError`` for an empty continuation.
+    """
+    if not all(continuations):
+        raise InputError("expected at least one token in every continuation that is scored")
+    width = max(map(len, continuations))
+    # What stands behind a shorter continuation is read and never looked at.
+    rows = [[*row, *[pad_id] * (width - len(row))] for row in continuations]
+    token_BO = torch.tensor(rows)
+    logits_BOV = reader.along(token_BO)
+    token_BO = token_BO.to(logits_BOV.device)
+    log_p_BO = F.log_softmax(logits_BOV, dim=-1, dtype=torch.float32).gather(2, token_BO[..., None])[..., 0]
+    return [log_p_O[: len(row)] for log_p_O, row in zip(log_p_BO, continuations, strict=True)]
+
+
+def token_prompts(llama: Llama, rows: Sequence[Sequence[int]], *, max_new_tokens: int, pad_id: int) -> Prompts:
+    """The ordinary reader, of prompts of token ids."""
     ids_BT, mask_BT = left_pad(rows, pad_id, llama.embedding.device)
-    reader = Prompts(llama, llama.embed(ids_BT), mask_BT, max_new_tokens)
-    return greedy(reader, max_new_tokens=max_new_tokens, stop_ids=stop_ids, pad_id=pad_id)
+    return Prompts(llama, llama.embed(ids_BT), mask_BT, max_new_tokens)
 
 
 def left_pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,8 @@ model, more time on mask objects, cache objects and dispatch than on arithmetic;
 a straight line, so that what the clock sees is the method. Departures, none of which changes a result:
 
 1. Keys and values go to one preallocated buffer per layer (``KVCache``).
-2. The last layer computes queries, attention output and MLP for the last position only: nobody reads the others.
+2. Where only the next token is asked for, the last layer computes queries, attention output and MLP for the last
+   position alone: nobody reads the others.
 3. A prompt without padding uses the causal kernel, a padded one an explicit mask.
 
 Shapes: B batch, T new positions, S cache length, H query heads, G key/value heads, D head width, E hidden size.
@@ -92,6 +93,12 @@ class Llama:
         ``mask_BT`` is False at padding, which stands on the left. Positions count real tokens from 0, those in the
         cache included, so padding shifts nothing.
         """
+        return self.prefill_along(inputs_BTE, mask_BT, cache, 1, between)[:, 0]
+
+    def prefill_along(
+        self, inputs_BTE: Tensor, mask_BT: Tensor, cache: KVCache, last: int, between: Between | None = None
+    ) -> Tensor:
+        """``prefill``, with the logits (B, last, V) of the tokens after each of the ``last`` positions."""
         T, start = inputs_BTE.shape[1], cache.length
         assert start + T <= cache.capacity
         cache.visible_BS[:, start : start + T] = mask_BT
@@ -104,28 +111,34 @@ class Llama:
             # A padded position sees itself, or its softmax would be over nothing (NaN).
             itself = causal & ~causal.tril(start - 1)
             visible = ((causal & cache.visible_BS[:, None, : start + T]) | itself)[:, None]
-        return self._forward(inputs_BTE, positions_BT, cache, visible, between)
+        return self._forward(inputs_BTE, positions_BT, cache, visible, between, last)
 
     def decode_one_token(self, token_B: Tensor, cache: KVCache, between: Between | None = None) -> Tensor:
         """Append one token per row; returns the logits (B, V) of the one after it."""
         position_B1 = cache.visible_BS[:, : cache.length].sum(-1, keepdim=True)
         mask = cache.visible_BS[:, None, None, : cache.length + 1] if cache.padded else None
-        return self._forward(self.embed(token_B)[:, None], position_B1, cache, mask, between)
+        return self._forward(self.embed(token_B)[:, None], position_B1, cache, mask, between, 1)[:, 0]
 
     def _forward(
-        self, x_BTE: Tensor, positions_BT: Tensor, cache: KVCache, mask: Tensor | None, between: Between | None
+        self,
+        x_BTE: Tensor,
+        positions_BT: Tensor,
+        cache: KVCache,
+        mask: Tensor | None,
+        between: Between | None,
+        last: int,
     ) -> Tensor:
         cos, sin = self.rotary(x_BTE, positions_BT)
         rotation = cos[:, None], sin[:, None]
-        last = len(self.layers) - 1
         for index, layer in enumerate(self.layers):
-            x_BTE = self._attend(index, layer, x_BTE, rotation, cache, mask, only_last=index == last)
+            only_last = last == 1 and index == len(self.layers) - 1
+            x_BTE = self._attend(index, layer, x_BTE, rotation, cache, mask, only_last=only_last)
             if between:
                 x_BTE = between(index, x_BTE)
             x_BTE = self._feed_forward(index, layer, x_BTE)
         cache.length += positions_BT.shape[1]
-        x_BE = self._norm(x_BTE[:, -1], self.model.model.norm.weight)
-        return F.linear(x_BE, self.model.lm_head.weight)
+        x_BTE = self._norm(x_BTE[:, -last:], self.model.model.norm.weight)
+        return F.linear(x_BTE, self.model.lm_head.weight)
 
     def _attend(
         self,

@@ -11,12 +11,10 @@ from torch import Tensor
 
 from harness import prompts
 from harness.errors import InputError
-from harness.protocol import Passage
+from harness.protocol import Passage, TokenBlock
 
 if TYPE_CHECKING:
     from harness.model.load import Decoder
-
-Block = tuple[list[int], list[int]]  # a passage's tag and its text
 
 
 class Prompting:
@@ -49,14 +47,10 @@ class Prompting:
         """One block of token ids per question."""
         return self.template.question_ids(self.tokenizer, questions)
 
-    def passages(self, passages: Sequence[Sequence[Passage]]) -> list[list[Block]]:
+    def passages(self, passages: Sequence[Sequence[Passage]]) -> list[list[TokenBlock]]:
         """One block per passage, all tokenised in one call."""
         blocks = iter(self.template.passage_blocks(self.tokenizer, [p for row in passages for p in row]))
         return [list(islice(blocks, len(row))) for row in passages]
-
-    def whole_passages(self, passages: Sequence[Sequence[Passage]]) -> list[list[list[int]]]:
-        """The same with tag and text in one list: for a system that reads passages as tokens."""
-        return [[tag + text for tag, text in row] for row in self.passages(passages)]
 
     def whole_prompts(
         self, questions: Sequence[str], passages: Sequence[Sequence[Sequence[int]]], max_new_tokens: int
@@ -82,3 +76,8 @@ class Prompting:
         """The answers that token columns (B,) spell."""
         texts = self.tokenizer.batch_decode(torch.stack(list(columns), dim=1), skip_special_tokens=True)
         return [self.template.answer(text) for text in texts]
+
+
+def whole(blocks: Sequence[Sequence[TokenBlock]]) -> list[list[list[int]]]:
+    """Tag and text of each passage in one list: for a system that reads passages as tokens."""
+    return [[tag + text for tag, text in row] for row in blocks]

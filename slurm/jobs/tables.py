@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from results import replication
-from results.draw import draw, write
+from results.draw import draw, draw_perplexity, write
 from results.formats import to_markdown
 from results.layouts import Layout
+from results.records import read_records
 from results.tables import Table
 from slurm.jobs import Progress
 
@@ -55,3 +56,24 @@ class ReplicationJob:
         counts = Counter(cell.status for layout in result for cell in layout.cells)
         said = ", ".join(f"{counts[status]} {status}" for status in ("measured", "computed", "not measured"))
         return f"{len(result)} tables; our cells: {said} (each says what it would take)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerplexityTablesJob:
+    """Draw the tables of an experiment that measures log-perplexity from the records below ``runs``."""
+
+    experiment: str
+    runs: Path
+    out: Path
+
+    @property
+    def title(self) -> str:
+        return f"draw {self.experiment}"
+
+    def run(self, progress: Progress | None = None) -> str:
+        files = draw_perplexity(read_records([self.runs]), [self.runs], self.out, self.experiment)
+        write(files)
+        return files[self.out / "tables" / f"{self.experiment}.md"].decode()
+
+    def said(self, result: str) -> str:
+        return f"\n\n{result}"

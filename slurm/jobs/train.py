@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from harness import provenance
 from harness.cli.catalog import RECIPES, find
 from harness.config import digest
+from harness.data.text_practice import TextExercise
 from harness.device import open_device
 from harness.errors import InputError, unknown
 from harness.train.export import read_training
@@ -63,6 +64,7 @@ class TrainJob:
     ``start`` replaces the stage before it: a checkpoint, or the job that makes one. ``skip`` names required stages that
     an ablation leaves out. ``seed`` replaces that of the recipe (of this stage alone). An accepted checkpoint of the
     same recipe is taken as it is, unless ``from_scratch``. ``recompute`` saves memory and changes no number.
+    ``text`` is the prepared text of the scales that train on one (``harness.data.text``).
     """
 
     system: str
@@ -75,6 +77,7 @@ class TrainJob:
     seed: int | None = None
     from_scratch: bool = False
     recompute: bool = False
+    text: Path | None = None
 
     def recipe(self) -> Recipe:
         stages = find("system", RECIPES, self.system)
@@ -101,7 +104,13 @@ class TrainJob:
             return None
         system, stage, scale = after
         return TrainJob(
-            system=system, stage=stage, scale=scale, runs=self.runs, device=self.device, from_scratch=self.from_scratch
+            system=system,
+            stage=stage,
+            scale=scale,
+            runs=self.runs,
+            device=self.device,
+            from_scratch=self.from_scratch,
+            text=self.text,
         )
 
     @property
@@ -115,7 +124,8 @@ class TrainJob:
         """The digest of the recipe and of all before it: a changed recipe never meets an old checkpoint."""
         before = self.before
         given = "" if before else str(self.start or "")
-        return digest([self.recipe(), given, self.skip, before.identity if before else None])
+        text = [self.text.name] if self.text else []
+        return digest([self.recipe(), given, self.skip, before.identity if before else None, *text])
 
     @property
     def name(self) -> str:
@@ -143,7 +153,7 @@ class TrainJob:
         """
         if self.finished:
             return self.checkpoint
-        recipe, device = self.recipe(), open_device(self.device)
+        recipe, device = self._bound(self.recipe()), open_device(self.device)
         start = self._start(recipe)
         history = read_training(start) if start else {}
         skipped = [stage for stage in self.skip if stage not in history.get("lineage", [])]
@@ -171,14 +181,26 @@ class TrainJob:
             "init": history.get("init", recipe.init),
             "skipped": [*history.get("skipped", []), *skipped],
             "scale": self.scale,
-            "data": "world",
-            "recipe": recipe,
+            "data": self.text.name if self.text else "world",
+            "recipe": self.recipe(),
             "steps": trained.steps,
             "tokens": trained.tokens,
             "final_loss": trained.final_loss,
             "provenance": provenance.collect(self.device),
         }
         return recipe.export(model.to(getattr(torch, recipe.stored_as)), tokenizer, training, self.checkpoint)
+
+    def _bound(self, recipe: Any) -> Recipe:
+        """The recipe over its text, if it trains on one. Raises ``InputError`` where one is missing or not wanted."""
+        if not isinstance(recipe.data, TextExercise):
+            if self.text is not None:
+                raise InputError(f"{self.title} trains on the synthetic world; leave --text {self.text} out")
+            return cast("Recipe", recipe)
+        if self.text is None:
+            raise InputError(
+                f"{self.title} trains on a prepared text: give it with --text (`refrag-bench run perplexity` makes one)"
+            )
+        return cast("Recipe", replace(recipe, data=recipe.data.over(self.text)))
 
     def _start(self, recipe: Recipe) -> Path | None:
         """The checkpoint to start from, if any, which has gone through what the recipe requires."""
