@@ -70,10 +70,16 @@ def draw_perplexity(found: Sequence[Record], folders: Iterable[Path], out: Path,
     return files | {out / "figures" / f"{experiment}.{kind}": picture for kind, picture in pictures.items()}
 
 
-def cost_texts(records: Iterable[Path], folder: Path, experiments: Iterable[str]) -> dict[str, str]:
+def experiments(records: Iterable[Path]) -> list[str]:
+    """The experiments that ``records`` belong to and that have tables."""
+    found = read_records(records)
+    return [*tables.experiments(found), *perplexity.experiments(found)]
+
+
+def cost_texts(records: Iterable[Path], folder: Path, names: Iterable[str]) -> dict[str, str]:
     """The cost tables of those experiments that have one, as Markdown for a document in ``folder``, by name."""
     found = read_records(records)
-    costs = [build_cost_table(found, name) for name in experiments]
+    costs = [build_cost_table(found, name) for name in names]
     return {cost.name: to_grid(cost, folder).markdown() for cost in costs if cost}
 
 

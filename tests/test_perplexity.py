@@ -263,7 +263,7 @@ def test_no_text_of_the_data_is_in_what_is_kept(ran: Path) -> None:
 
 def test_tables_redraw_from_records_alone_and_refuse_a_mixture(ran: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    command = ["tables", "--experiment", "perplexity", "--out", str(ran / "out"), "--records", str(ran / "runs")]
+    command = ["tables", "--only", "perplexity", "--out", str(ran / "out"), "--records", str(ran / "runs")]
     before = {path: path.read_bytes() for path in (ran / "out" / "tables").iterdir()}
     assert main(command) == 0
     assert {path: path.read_bytes() for path in (ran / "out" / "tables").iterdir()} == before

@@ -92,7 +92,7 @@ def _chosen(names: Sequence[str] | None, records: Sequence[Path]) -> tuple[list[
     """
     if names is None:
         return None, None
-    experiments = load("results.tables:experiments")(load("results.records:read_records")(records))
+    experiments = load("results.draw:experiments")(records)
     others = [name for name in names if name not in experiments]
     known = load("results.replication:NAMES") if others else ()
     for name in others:
