@@ -8,23 +8,23 @@ journal (``timings.jsonl`` beside it).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import metrics, provenance, statistics, timing
+from harness import metrics, provenance, timing
 from harness.config import plain
 from harness.errors import InputError
 from harness.files import append, write_atomically
 from harness.protocol import Example, Suite, System
 from harness.record import Journal, RunRecord, RunSpec
+from harness.summary import summarise
 
 if TYPE_CHECKING:
     import torch
 
 Progress = Callable[[int, int], None]
-BINARY = metrics.BINARY | {"oracle_hit"}
 
 
 def evaluate(
@@ -122,32 +122,6 @@ def _run_batch(
         {**row, "prediction": text, "scores": suite.score(example, text), "usage": plain(usage)}
         for row, example, text, usage in zip(known, batch, texts, usages, strict=True)
     ], timed
-
-
-def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Each score and usage figure: mean, interval and n over the rows without an error."""
-    return summarise_all([columns(rows)])[0]
-
-
-def columns(rows: Iterable[dict[str, Any]]) -> dict[str, list[float]]:
-    """Each score and usage figure of the rows without an error."""
-    scored = [row["scores"] | row["usage"] for row in rows if "scores" in row]
-    return {name: [scores[name] for scores in scored] for name in (scored[0] if scored else ())}
-
-
-def summarise_all(runs: Sequence[Mapping[str, Sequence[float]]]) -> list[dict[str, Any]]:
-    """``summarise`` for the ``columns`` of many runs at once, which takes little longer than for one."""
-    bootstrapped: dict[int, dict[tuple[int, str], Sequence[float]]] = {}
-    intervals: dict[tuple[int, str], statistics.Interval] = {}
-    for run, figures in enumerate(runs):
-        for name, values in figures.items():
-            if name in BINARY:
-                intervals[run, name] = statistics.interval(values, binary=True)
-            else:
-                bootstrapped.setdefault(len(values), {})[run, name] = values
-    for alike in bootstrapped.values():
-        intervals |= zip(alike, statistics.bootstrap_means(list(alike.values())), strict=True)
-    return [{name: plain(intervals[run, name]) for name in figures} for run, figures in enumerate(runs)]
 
 
 def _times(timed: timing.Timed[Any]) -> dict[str, Any]:

@@ -115,7 +115,7 @@ def bootstrap_mean(values: Sequence[float], seed: int = 0) -> Interval:
 
 
 def bootstrap_means(samples: Sequence[Sequence[float]], seed: int = 0) -> list[Interval]:
-    """``bootstrap_mean`` of each of ``samples``, to the bit, for little more than the time of one.
+    """``bootstrap_mean`` of each of ``samples``, to the bit, in far less time than one by one.
 
     All samples are of one size n, so the same rows are drawn for each, and the resampled means of all are one product
     of matrices: samples (M, n) times how often each row was drawn (n, RESAMPLES). The product adds in another order

@@ -1,7 +1,7 @@
 """Do the records say what their journals say? Every figure of every record, recomputed from its rows.
 
 The journal is read, its answers are scored again, and the record's metrics are drawn from the rows by the functions
-that wrote the record (``harness.metrics``, ``harness.run``), so that agreement is to the last bit. What a row was
+that wrote the record (``harness.metrics``, ``harness.summary``), so that agreement is to the last bit. What a row was
 measured (usage) or was given with the question (the chance line needs the passages) is taken as it stands. Times are
 no part of a journal and are not checked.
 
@@ -21,8 +21,8 @@ from harness.config import digest, plain
 from harness.errors import InputError, unknown
 from harness.metrics import DIALECTS, METRIC_VERSION, normalises_to_nothing, score_answer
 from harness.record import read_rows
-from harness.run import columns, summarise_all
 from harness.statistics import Interval
+from harness.summary import columns, summarise_all
 from results.records import Record, read_records
 
 JOURNAL = "predictions.jsonl"
@@ -103,7 +103,8 @@ class Verification:
         )
 
     def as_json(self) -> dict[str, Any]:
-        return {"passed": self.passed} | plain(self)
+        document: dict[str, Any] = plain(self)
+        return {"passed": self.passed} | document
 
 
 def verify(
@@ -197,17 +198,15 @@ def _row_differences(record: Record, rows: Sequence[Mapping[str, Any]]) -> Itera
     for number, row in enumerate(rows):
         if "scores" not in row:
             continue
-        recorded, recomputed = row["scores"], _scores(row["prediction"], tuple(row["answers"]))
-        if recorded | recomputed == recorded or recomputed.keys().isdisjoint(recorded):
+        scores, again = row["scores"], _scores(row["prediction"], tuple(row["answers"]))
+        if scores | again == scores or again.keys().isdisjoint(scores):
             continue
-        for name in recomputed:
-            if recorded.get(name) != recomputed[name]:
-                wrong.setdefault(name, []).append((number, recorded.get(name), recomputed[name]))
-    for name, ((number, recorded, recomputed), *others) in wrong.items():
+        for name, score in again.items():
+            if scores.get(name) != score:
+                wrong.setdefault(name, []).append((number, scores.get(name), score))
+    for name, ((number, written, score), *others) in wrong.items():
         more = f" and {len(others)} more" if others else ""
-        yield Difference(
-            record=record.path, what=f"{name} of row {number}{more}", recorded=recorded, recomputed=recomputed
-        )
+        yield Difference(record=record.path, what=f"{name} of row {number}{more}", recorded=written, recomputed=score)
 
 
 @lru_cache(_SCORES_KEPT)

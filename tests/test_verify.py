@@ -211,7 +211,7 @@ def test_a_new_metric_shows_in_every_run(runs: Path, verify: Verify, monkeypatch
     from results import verify as module
 
     def stricter(prediction: str, golds: Any) -> dict[str, float]:
-        return {name: 0.0 for name in module.DIALECTS}
+        return dict.fromkeys(module.DIALECTS, 0.0)
 
     monkeypatch.setattr(module, "score_answer", stricter)
     module._scores.cache_clear()
