@@ -12,14 +12,18 @@ BINARY = metrics.BINARY | {"oracle_hit"}
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Each score and usage figure: mean, interval and n over the rows without an error."""
+    """Each score and usage figure: mean, interval and n over the rows without an error that have it.
+
+    ``em@4`` is an ``em`` of some of the examples, and gets its kind of interval.
+    """
     return summarise_all([columns(rows)])[0]
 
 
 def columns(rows: Iterable[dict[str, Any]]) -> dict[str, list[float]]:
-    """Each score and usage figure of the rows without an error."""
+    """The values of each score and usage figure, of the rows without an error that have it."""
     scored = [row["scores"] | row["usage"] for row in rows if "scores" in row]
-    return {name: [scores[name] for scores in scored] for name in (scored[0] if scored else ())}
+    names = dict.fromkeys(name for scores in scored for name in scores)
+    return {name: [scores[name] for scores in scored if name in scores] for name in names}
 
 
 def summarise_all(runs: Sequence[Mapping[str, Sequence[float]]]) -> list[dict[str, Any]]:
@@ -28,7 +32,7 @@ def summarise_all(runs: Sequence[Mapping[str, Sequence[float]]]) -> list[dict[st
     intervals: dict[tuple[int, str], statistics.Interval] = {}
     for run, figures in enumerate(runs):
         for name, values in figures.items():
-            if name in BINARY:
+            if name.partition("@")[0] in BINARY:
                 intervals[run, name] = statistics.interval(values, binary=True)
             else:
                 bootstrapped.setdefault(len(values), {})[run, name] = values

@@ -1,9 +1,9 @@
 """Do the records say what their journals say? Every figure of every record, recomputed from its rows.
 
 The journal is read, its answers are scored again, and the record's metrics are drawn from the rows by the functions
-that wrote the record (``harness.metrics``, ``harness.summary``), so that agreement is to the last bit. What a row was
-measured (usage) or was given with the question (the chance line needs the passages) is taken as it stands. Times are
-no part of a journal and are not checked.
+that wrote the record (``harness.metrics``, ``harness.summary``), so that agreement is to the last bit. What a row's
+text and golds do not give (usage, likelihoods, the chance line, which needs the passages) is averaged as it stands.
+Times are no part of a journal and are not checked.
 
 Records of one experiment share a table, so they have to come from one commit and one metric version.
 """
@@ -130,11 +130,11 @@ def verify(
                 found = read_rows(_journal(record), record.run_id)
                 differences += _row_differences(record, found)
                 waiting.append((record, columns(found)))
-            except (InputError, KeyError, TypeError) as error:
+            except (InputError, KeyError, TypeError, AttributeError) as error:  # a row of another form
                 differences.append(_damaged(record, error))
             else:
                 rows += len(found)
-                as_they_stand |= waiting[-1][1].keys() - DIALECTS
+                as_they_stand |= {name for name in waiting[-1][1] if not _dialect(name)}
             done += 1
             if progress:
                 progress(done, len(checked), f"{rows:,} rows")
@@ -166,6 +166,7 @@ def _journal(record: Record) -> Path:
 
 
 def _batches(records: Sequence[Record]) -> Iterator[list[Record]]:
+    """``records`` in order, so many together as memory allows; a long one goes alone."""
     batch: list[Record] = []
     for record in records:
         if batch and (len(batch) == _RUNS_AT_ONCE or sum(r.n_examples for r in (*batch, record)) > _ROWS_AT_ONCE):
@@ -185,28 +186,35 @@ def _damaged(record: Record, error: Exception) -> Difference:
 
 def _row_differences(record: Record, rows: Sequence[Mapping[str, Any]]) -> Iterator[Difference]:
     """What the record counts, and the first row of each score that its answer does not get again."""
+    empty_golds = sum(any(map(normalises_to_nothing, row.get("answers", ()))) for row in rows)
     for what, recorded, recomputed in (
         ("run_id", record.run_id, digest(record.spec)),
         ("metric_version", record.metric_version, METRIC_VERSION),
         ("n_examples", record.n_examples, len(rows)),
         ("n_errors", record.n_errors, sum("error" in row for row in rows)),
-        ("n_empty_golds", record.n_empty_golds, sum(any(map(normalises_to_nothing, row["answers"])) for row in rows)),
+        ("n_empty_golds", record.n_empty_golds, empty_golds),
     ):
         if recorded != recomputed:
             yield Difference(record=record.path, what=what, recorded=recorded, recomputed=recomputed)
-    wrong: dict[str, list[tuple[int, Any, float]]] = {}
+    wrong: dict[str, list[tuple[int, float, float]]] = {}
     for number, row in enumerate(rows):
-        if "scores" not in row:
+        scores = row.get("scores", {})
+        if not any(map(_dialect, scores)):
             continue
-        scores, again = row["scores"], _scores(row["prediction"], tuple(row["answers"]))
-        if scores | again == scores or again.keys().isdisjoint(scores):
-            continue
-        for name, score in again.items():
-            if scores.get(name) != score:
-                wrong.setdefault(name, []).append((number, scores.get(name), score))
+        again = _scores(row["prediction"], tuple(row["answers"]))
+        for name, score in scores.items():
+            if (dialect := _dialect(name)) and score != again[dialect]:
+                wrong.setdefault(name, []).append((number, score, again[dialect]))
     for name, ((number, written, score), *others) in wrong.items():
         more = f" and {len(others)} more" if others else ""
         yield Difference(record=record.path, what=f"{name} of row {number}{more}", recorded=written, recomputed=score)
+
+
+@lru_cache
+def _dialect(name: str) -> str | None:
+    """What an answer's text gives the score ``name`` by, also of some examples only (``em@4``); None for another."""
+    dialect = name.partition("@")[0]
+    return dialect if dialect in DIALECTS else None
 
 
 @lru_cache(_SCORES_KEPT)
@@ -218,8 +226,8 @@ def _metric_differences(runs: Sequence[tuple[Record, Columns]]) -> Iterator[Diff
     """Every metric of the records that their rows do not give."""
     try:
         summaries = summarise_all([figures for _, figures in runs])
-    except InputError as error:
-        if len(runs) == 1:  # a figure that is no number, or a score that is neither 0 nor 1
+    except ValueError as error:  # a figure that is no number, or a score that is neither 0 nor 1
+        if len(runs) == 1:
             yield _damaged(runs[0][0], error)
             return
         for run in runs:

@@ -17,10 +17,20 @@ from fakes import EchoSystem, ListSuite, questions, spec
 
 from harness.cli.main import main
 from harness.metrics import METRIC_VERSION
+from harness.protocol import Example
 from harness.run import evaluate
+from harness.summary import summarise
 
 COMMIT = "0123456789abcdef"
 N = 12
+
+
+class PartedSuite(ListSuite):
+    """Two of the questions have a score of their own."""
+
+    def score(self, example: Example, text: str) -> dict[str, float]:
+        scores = super().score(example, text)
+        return scores | ({"em@4": scores["em"]} if example.id in ("q4", "q5") else {})
 
 
 def evaluate_into(folder: Path, *, seed: int, experiment: str = "test") -> Path:
@@ -31,7 +41,7 @@ def evaluate_into(folder: Path, *, seed: int, experiment: str = "test") -> Path:
     asked[N - 1] = replace(asked[N - 1], question="explode ?")
     of_run = spec(seed=seed)
     cpu = torch.device("cpu")
-    evaluate(of_run, ListSuite(asked), EchoSystem(), folder, experiment=experiment, device=cpu)
+    evaluate(of_run, PartedSuite(asked), EchoSystem(), folder, experiment=experiment, device=cpu)
     edit(of_run.folder(folder) / "record.json", "provenance.commit", COMMIT)
     edit(of_run.folder(folder) / "record.json", "provenance.dirty", False)
     return of_run.folder(folder)
@@ -124,6 +134,8 @@ def test_json_holds_the_verdict_and_the_counts(run: Path, verify: Verify) -> Non
         ("predictions.jsonl", "scores.f1", float("nan"), ["f1 of row 0: recorded nan", "expected finite values"]),
         # An answer: every dialect that takes it for another.
         ("predictions.jsonl", "prediction", "other", [": em of row 0: recorded 0.0, recomputed 1.0", ": f1 of row 0:"]),
+        ("predictions.jsonl", "scores", [1.0], ["journal: recorded 12 examples, recomputed nothing"]),
+        ("predictions.jsonl", "usage.decoder_positions", "many", ["could not convert string to float"]),
         ("predictions.jsonl", "usage.decoder_positions", 70, ["decoder_positions: recorded 7.0 ["]),
         ("predictions.jsonl", "answers", ["a"], ["n_empty_golds: recorded 1, recomputed 2"]),
         # The record.
@@ -144,6 +156,30 @@ def test_a_change_by_hand_is_a_line(
     for text in expected:
         (_,) = [line for line in lines if text in line and line.startswith(f"{run}/record.json: ")]
     assert lines[-1].startswith("1 of 2 records verified")
+
+
+def test_a_score_of_some_examples_is_recomputed_too(run: Path, verify: Verify) -> None:
+    assert json.loads((run / "record.json").read_text())["metrics"]["em@4"]["n"] == 2
+    edit(run / "predictions.jsonl", "scores.em@4", 0.0, line=4)
+    code, lines = verify()
+    assert code == 1
+    assert f"{run}/record.json: em@4 of row 4: recorded 0.0, recomputed 1.0" in lines
+    assert any("em@4: recorded 1.0 [" in line and "recomputed 0.5 [" in line for line in lines)
+
+
+def test_rows_without_an_answer_are_averaged_as_they_stand(run: Path, verify: Verify) -> None:
+    path = run / "predictions.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    kept = [{key: row[key] for key in ("run_id", "i", "error", "usage") if key in row} for row in rows]
+    rows = [row if "error" in row else row | {"scores": {"log_perplexity": row["i"] / 7}} for row in kept]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    edit(run / "record.json", "metrics", summarise(rows))
+    edit(run / "record.json", "n_empty_golds", 0)
+    code, lines = verify()
+    assert code == 0
+    assert "decoder_positions, log_perplexity, passages_read" in lines[0]
+    edit(path, "scores.log_perplexity", 9.0)
+    assert verify()[0] == 1
 
 
 def test_the_last_bit_counts(run: Path, verify: Verify) -> None:
