@@ -199,7 +199,9 @@ _F1: dict[str, Callable[[str, Sequence[str]], float]] = {
     "f1_triviaqa": f1_triviaqa,
 }
 
-DIALECTS: frozenset[str] = frozenset(_ZERO_OR_ONE | _F1)
+_DIALECTS: dict[str, Callable[[str, Sequence[str]], float]] = {**_ZERO_OR_ONE, **_F1}
+
+DIALECTS: frozenset[str] = frozenset(_DIALECTS)
 """The names that ``score_answer`` gives."""
 
 BINARY: frozenset[str] = frozenset(_ZERO_OR_ONE)
@@ -212,7 +214,7 @@ def score_answer(prediction: str, golds: Sequence[str]) -> dict[str, float]:
     Raises ``InputError`` when there is no gold; the caller knows the example's name and adds it.
     """
     _require_golds(golds)
-    return {name: float(score(prediction, golds)) for name, score in (_ZERO_OR_ONE | _F1).items()}
+    return {name: float(score(prediction, golds)) for name, score in _DIALECTS.items()}
 
 
 def _require_golds(golds: Sequence[str]) -> None:

@@ -123,20 +123,14 @@ def bootstrap_means(samples: Sequence[Sequence[float]], seed: int = 0) -> list[I
     as the mean of the drawn values. ``scipy.stats.bootstrap``, which gives the same, draws for one sample at a time.
     """
     scores = np.stack([_finite("values", sample) for sample in samples])
-    n = scores.shape[1]
-    means = np.concatenate([scores @ _counts(rows).T / n for rows in _draws(n, seed)], axis=1)
-    open_to_rounding = _near_quantiles(means, rounding=n * np.finfo(np.float64).eps * np.abs(scores).max(axis=1))
-    open_to_rounding[_sums_exactly(scores)] = False
-    start = 0
-    for rows in _draws(n, seed) if open_to_rounding.any() else ():
-        batch = slice(start, start := start + len(rows))
-        for sample in np.flatnonzero(open_to_rounding[:, batch].any(axis=1)):
-            taken = open_to_rounding[sample, batch]
-            means[sample, batch][taken] = scores[sample][rows[taken]].mean(axis=1)
-    lows, highs = np.quantile(means, _QUANTILES, axis=1)
+    means = scores.mean(axis=1)
+    lows, highs = means.copy(), means.copy()
+    varied = scores.min(axis=1) < scores.max(axis=1)  # every resample of the others is the sample
+    if varied.any():
+        lows[varied], highs[varied] = np.quantile(_resampled_means(scores[varied], seed), _QUANTILES, axis=1)
     return [
-        Interval(mean=float(sample.mean()), low=float(low), high=float(high), n=n, method="bootstrap")
-        for sample, low, high in zip(scores, lows, highs, strict=True)
+        Interval(mean=float(mean), low=float(low), high=float(high), n=scores.shape[1], method="bootstrap")
+        for mean, low, high in zip(means, lows, highs, strict=True)
     ]
 
 
@@ -308,6 +302,21 @@ def _bootstrap(columns: tuple[Array, ...], statistic: Callable[..., Any], seed: 
 def _percentiles(resampled: Array) -> tuple[float, float]:
     low, high = np.quantile(resampled, _QUANTILES)
     return float(low), float(high)
+
+
+def _resampled_means(scores: Array, seed: int) -> Array:
+    """The means of 10,000 resamples of each row of ``scores`` (M, n), shape (M, 10,000); exact where a quantile is."""
+    n = scores.shape[1]
+    means = np.concatenate([scores @ _counts(rows).T / n for rows in _draws(n, seed)], axis=1)
+    open_to_rounding = _near_quantiles(means, rounding=n * np.finfo(np.float64).eps * np.abs(scores).max(axis=1))
+    open_to_rounding[_sums_exactly(scores)] = False
+    start = 0
+    for rows in _draws(n, seed) if open_to_rounding.any() else ():
+        batch = slice(start, start := start + len(rows))
+        for sample in np.flatnonzero(open_to_rounding[:, batch].any(axis=1)):
+            taken = open_to_rounding[sample, batch]
+            means[sample, batch][taken] = scores[sample][rows[taken]].mean(axis=1)
+    return means
 
 
 def _draws(n: int, seed: int) -> Iterator[NDArray[np.int64]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from harness import metrics, statistics
@@ -22,7 +23,7 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def columns(rows: Iterable[dict[str, Any]]) -> dict[str, list[float]]:
     """The values of each score and usage figure, of the rows without an error that have it."""
     scored = [row["scores"] | row["usage"] for row in rows if "scores" in row]
-    names = dict.fromkeys(name for scores in scored for name in scores)
+    names = dict.fromkeys(chain.from_iterable(scored))
     return {name: [scores[name] for scores in scored if name in scores] for name in names}
 
 
