@@ -23,7 +23,7 @@ help:
 	@echo "make test    set up, then run the tests"
 	@echo "make check   ruff, mypy, import contracts"
 	@echo "make slow    proofs that take minutes: kill -9 on the real command"
-	@echo "make bench   benchmarks: decode loop, lm-eval, training step (ratios measured in one run; DEVICE=cuda)"
+	@echo "make bench   benchmarks: decode loop, lm-eval, training step, a million rows verified and drawn (DEVICE=cuda)"
 	@echo "make gpu     the latency lab on one GPU, at most 9 minutes; no set-up: PYTHON's own torch and transformers"
 	@echo "make clean   remove the environment and everything under runs/"
 	@echo "variables    PYTHON=$(PYTHON)  VENV=$(VENV)  EXTRAS=$(EXTRAS)  (EXTRAS=gpu,... for faiss-gpu)"

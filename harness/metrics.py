@@ -19,6 +19,7 @@ import string
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import NewType
 
 import regex
@@ -36,9 +37,12 @@ _PUNCTUATION_AND_QUOTES_TO_SPACE = str.maketrans(dict.fromkeys(string.punctuatio
 _ARTICLES_REGEX = regex.compile(r"\b(a|an|the)\b")
 _ARTICLES_RE = re.compile(r"\b(a|an|the)\b")
 _ARTICLES_LMEVAL_NQ = re.compile(r"\b(?:The |the |An |A |a |an )")
+# A prediction is normalised by several dialects, a gold once for every system that is asked.
+_KEPT = 1 << 14
 _DPR_TOKEN = regex.compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")
 
 
+@lru_cache(_KEPT)
 def normalise_squad(text: str) -> str:
     """SQuAD's normaliser as DPR and FiD run it: lower, delete ASCII punctuation, articles to spaces, collapse spaces.
 
@@ -47,6 +51,7 @@ def normalise_squad(text: str) -> str:
     return " ".join(_ARTICLES_REGEX.sub(" ", text.lower().translate(_DELETE_PUNCTUATION)).split())
 
 
+@lru_cache(_KEPT)
 def normalise_squad_re(text: str) -> str:
     """The same four steps with the standard ``re`` module.
 
@@ -55,6 +60,7 @@ def normalise_squad_re(text: str) -> str:
     return " ".join(_ARTICLES_RE.sub(" ", text.lower().translate(_DELETE_PUNCTUATION)).split())
 
 
+@lru_cache(_KEPT)
 def normalise_triviaqa(text: str) -> str:
     """TriviaQA's normaliser: punctuation and typographic quotes become spaces instead of nothing; then articles.
 
@@ -193,6 +199,11 @@ _F1: dict[str, Callable[[str, Sequence[str]], float]] = {
     "f1_triviaqa": f1_triviaqa,
 }
 
+_DIALECTS: dict[str, Callable[[str, Sequence[str]], float]] = {**_ZERO_OR_ONE, **_F1}
+
+DIALECTS: frozenset[str] = frozenset(_DIALECTS)
+"""The names that ``score_answer`` gives."""
+
 BINARY: frozenset[str] = frozenset(_ZERO_OR_ONE)
 """The dialects whose scores are 0 or 1: their mean is a proportion. The others lie between."""
 
@@ -203,7 +214,7 @@ def score_answer(prediction: str, golds: Sequence[str]) -> dict[str, float]:
     Raises ``InputError`` when there is no gold; the caller knows the example's name and adds it.
     """
     _require_golds(golds)
-    return {name: float(score(prediction, golds)) for name, score in (_ZERO_OR_ONE | _F1).items()}
+    return {name: float(score(prediction, golds)) for name, score in _DIALECTS.items()}
 
 
 def _require_golds(golds: Sequence[str]) -> None:
@@ -216,9 +227,9 @@ def _require_golds(golds: Sequence[str]) -> None:
 def _token_f1(prediction: str, gold: str) -> float:
     """2PR / (P + R) over the multisets of whitespace tokens; 0 when they share none. Both are normalised already."""
     prediction_tokens, gold_tokens = prediction.split(), gold.split()
-    shared = (Counter(prediction_tokens) & Counter(gold_tokens)).total()
-    if shared == 0:
+    if set(prediction_tokens).isdisjoint(gold_tokens):  # most wrong answers: no need to count
         return 0.0
+    shared = (Counter(prediction_tokens) & Counter(gold_tokens)).total()
     precision, recall = shared / len(prediction_tokens), shared / len(gold_tokens)
     return 2 * precision * recall / (precision + recall)
 

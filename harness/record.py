@@ -158,6 +158,37 @@ class RunRecord:
         write_atomically(folder / "record.json", json.dumps(plain(self), indent=1, ensure_ascii=False) + "\n")
 
 
+def read_rows(path: Path, run_id: str) -> list[dict[str, Any]]:
+    """The rows of the finished journal ``path``, which stays as it is: unlike ``Journal``, a torn line is an error too.
+
+    Raises ``InputError`` that names the line.
+    """
+    data = path.read_bytes()
+    rows = _parse(path, run_id, data)
+    if data and not data.endswith(b"\n"):
+        raise InputError(f"{path} line {len(rows) + 1} is torn: no newline at its end")
+    return rows
+
+
+def _parse(path: Path, run_id: str, data: bytes) -> list[dict[str, Any]]:
+    """The rows of a journal up to its last newline."""
+    rows = []
+    for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines()):
+        where = f"{path} line {number + 1}"
+        try:
+            row: dict[str, Any] = json.loads(line)
+        except ValueError as error:
+            raise InputError(
+                f"{where} is corrupt (expected one JSON object); move the folder away to run again from the start"
+            ) from error
+        if not isinstance(row, dict) or row.get("run_id") != run_id:
+            raise InputError(f"{where} belongs to another run; expected run_id {run_id}")
+        if row.get("i") != number:
+            raise InputError(f"{where}: expected example {number}, got {row.get('i')}: rows were lost or doubled")
+        rows.append(row)
+    return rows
+
+
 @dataclass
 class Journal:
     """The rows of one run, in order, on disk.
@@ -182,7 +213,7 @@ class Journal:
         self._file.seek(0)
         data = self._file.read()
         whole = data.rfind(b"\n") + 1
-        self.rows = [self._parse(number, line) for number, line in enumerate(data[:whole].splitlines())]
+        self.rows = _parse(self.path, self.run_id, data)
         if whole < len(data):
             self._file.truncate(whole)
         return self
@@ -191,20 +222,6 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
-
-    def _parse(self, number: int, line: bytes) -> dict[str, Any]:
-        where = f"{self.path} line {number + 1}"
-        try:
-            row: dict[str, Any] = json.loads(line)
-        except ValueError as error:
-            raise InputError(
-                f"{where} is corrupt (expected one JSON object); move the folder away to run again from the start"
-            ) from error
-        if not isinstance(row, dict) or row.get("run_id") != self.run_id:
-            raise InputError(f"{where} belongs to another run; expected run_id {self.run_id}")
-        if row.get("i") != number:
-            raise InputError(f"{where}: expected example {number}, got {row.get('i')}: rows were lost or doubled")
-        return row
 
     def append(self, rows: list[dict[str, Any]]) -> None:
         """Add the rows of one batch and hand them to the operating system.

@@ -13,18 +13,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import metrics, provenance, statistics, timing
+from harness import metrics, provenance, timing
 from harness.config import plain
 from harness.errors import InputError
 from harness.files import append, write_atomically
 from harness.protocol import Example, Suite, System
 from harness.record import Journal, RunRecord, RunSpec
+from harness.summary import summarise
 
 if TYPE_CHECKING:
     import torch
 
 Progress = Callable[[int, int], None]
-BINARY = metrics.BINARY | {"oracle_hit"}
 
 
 def evaluate(
@@ -122,15 +122,6 @@ def _run_batch(
         {**row, "prediction": text, "scores": suite.score(example, text), "usage": plain(usage)}
         for row, example, text, usage in zip(known, batch, texts, usages, strict=True)
     ], timed
-
-
-def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Each score and usage figure: mean, interval and n over the rows without an error."""
-    scored = [row["scores"] | row["usage"] for row in rows if "scores" in row]
-    names = scored[0] if scored else {}
-    return {
-        name: plain(statistics.interval([scores[name] for scores in scored], binary=name in BINARY)) for name in names
-    }
 
 
 def _times(timed: timing.Timed[Any]) -> dict[str, Any]:

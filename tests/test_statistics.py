@@ -15,6 +15,7 @@ from harness.statistics import (
     RESAMPLES,
     _bonett_price,
     bootstrap_mean,
+    bootstrap_means,
     holm,
     interval,
     mcnemar_exact,
@@ -82,6 +83,29 @@ def test_bootstrap_is_exactly_the_resampled_means() -> None:
     means = [values[generator.integers(0, 700, 700)].mean() for _ in range(RESAMPLES)]
     ours = bootstrap_mean(values.tolist(), seed=5)
     assert (ours.low, ours.high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), rel=1e-12)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 50, 701])
+def test_many_samples_at_once_are_the_bootstrap_of_each_to_the_bit(n: int) -> None:
+    """Also where many resamples tie but for rounding: few values, constant values, rare values."""
+    rng = np.random.default_rng(16)
+    samples = [
+        rng.choice([0, 2 / 3, 0.8, 1], n),
+        rng.choice([0, 1 / 3, 1e5], n, p=[0.01, 0.98, 0.01]),
+        np.full(n, 0.15),
+        rng.choice([0, 1], n).astype(float),
+        rng.integers(9, 500, n).astype(float),
+        np.full(n, 2.0**53 + 2),
+        -rng.random(n),
+    ]
+    for sample, ours in zip(samples, bootstrap_means([sample.tolist() for sample in samples], seed=5), strict=True):
+        resampled = sample.repeat(RESAMPLES)
+        if n > 1:  # of which scipy refuses one
+            resampled = stats.bootstrap(
+                (sample,), np.mean, n_resamples=RESAMPLES, batch=100, method="percentile", rng=np.random.default_rng(5)
+            ).bootstrap_distribution
+        assert (ours.mean, ours.low, ours.high) == (sample.mean(), *np.quantile(resampled, [0.025, 0.975]))
+        assert ours == bootstrap_mean(sample.tolist(), seed=5)
 
 
 @pytest.mark.parametrize("values", [[0.3] * 50, [0.0, 0.0], [1.0], [0.7]])

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from harness.config import load
 from harness.errors import InputError, unknown
+from harness.progress import bar
 
 HELP = "draw the tables and figures from the records, ours and those with published numbers beside"
 
@@ -28,7 +29,12 @@ journals of both, what the seed document and the paper print, each number with i
   OUT/tables/paper-table-*              the paper's
   OUT/figures/paper-figure-*            its figures, published curves in panels of their own
 A cell of ours that nobody measured says what it would take. The Markdown goes to stdout as well. The same records
-always give the same bytes. Neither torch nor a GPU is needed."""
+always give the same bytes. Neither torch nor a GPU is needed.
+
+With --verify nothing is drawn. Every answer in the journals beside the records is scored again, and every metric,
+interval and count is recomputed from the rows: exit code 1 if one differs from its record in the last bit, or if the
+records of an experiment are of more than one commit or metric version; each is a line. Records without a journal, like
+the accepted ones, are listed."""
 
 EPILOG = """\
 examples:
@@ -37,6 +43,7 @@ examples:
   refrag-bench tables --records results/records --only seed-table-2 paper-figure-6
   refrag-bench tables --json | jq '.[] | select(.status == "not measured")'
   refrag-bench tables --readme README.md               also redraw the README's tables
+  refrag-bench tables --verify --records runs          do the records say what their journals say?
 
 A table of the README stands between a line <!-- table:NAME --> and a line <!-- /table -->."""
 
@@ -52,11 +59,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--metric", default="em", help="of experiments: em, f1, em_triviaqa, acc_popqa ... (em)")
     parser.add_argument("--readme", type=Path, metavar="FILE", help="redraw the marked tables of this Markdown file")
-    parser.add_argument("--json", action="store_true", help="print the cells as one JSON list instead of Markdown")
+    parser.add_argument("--verify", action="store_true", help="draw nothing; recompute the records from their journals")
+    parser.add_argument(
+        "--json", action="store_true", help="print the cells, or what --verify found, as JSON instead of text"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Draw everything first and write last, so that bad input leaves no half of a result behind."""
+    if args.verify:
+        return _verify(args)
     drawing, formats = load("results.draw:draw"), importlib.import_module("results.formats")
     experiments, others = _chosen(args.only, args.records)
     tables, layouts, files = [], [], {}
@@ -83,6 +95,20 @@ def run(args: argparse.Namespace) -> int:
         texts = [formats.to_markdown(table, folder) for table in tables]
         print("\n".join([*texts, *(layout.grid(folder).markdown() for layout in layouts)]), end="")
     return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    for option, given in (
+        ("--readme", args.readme),
+        ("--metric", args.metric != "em"),
+        ("--out", args.out != Path("results")),
+    ):
+        if given:
+            raise InputError(f"--verify checks every metric and draws nothing; give {option} without it")
+    with bar("verifying") as progress:
+        found = load("results.verify:verify")(args.records, experiments=args.only, progress=progress)
+    print(json.dumps(found.as_json(), indent=1) if args.json else "\n".join(found.lines))
+    return 0 if found.passed else 1
 
 
 def _chosen(names: Sequence[str] | None, records: Sequence[Path]) -> tuple[list[str] | None, list[str] | None]:
