@@ -18,7 +18,8 @@ from harness.files import write_atomically
 from harness.model.chunking import split
 from harness.protocol import LogLikelihood, TokenBlock
 from harness.record import Journal, RunRecord, RunSpec, WindowSpec
-from harness.run import join, summarise
+from harness.run import join
+from harness.summary import summarise
 
 if TYPE_CHECKING:
     import torch

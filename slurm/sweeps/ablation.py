@@ -84,7 +84,7 @@ def ablate(
             batches=2,
             gate=Gate(),
             device=settings.device,
-            out=settings.runs / "alignment" / f"{name}-{variant.replace(' ', '-')}-seed{seed}.json",
+            out=settings.runs / "alignment" / f"{name}-{variant.replace(', ', '-').replace(' ', '-')}-seed{seed}.json",
         )
         for variant, trained in jobs.items()
         for seed, job in zip(SEEDS, trained, strict=True)
