@@ -10,8 +10,8 @@ first: the site file (the environment's REFRAG_SITE, else ``~/.config/refrag-ben
     environment = { NCCL_SOCKET_IFNAME = "ib0" }
     shared = "/scratch/me/refrag"
 
-and variables REFRAG_<NAME>_<FIELD>, as in ``REFRAG_H100_PARTITION=gpu-long`` or ``REFRAG_H100_MODULES='["cuda/12.8"]'``:
-text as it stands, anything else as TOML writes it.
+and variables REFRAG_<NAME>_<FIELD>: text as it stands (``REFRAG_H100_PARTITION=gpu-long``), anything else as TOML
+writes it (``REFRAG_H100_MODULES='["cuda/12.8"]'``).
 """
 
 from __future__ import annotations

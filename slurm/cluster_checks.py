@@ -1,4 +1,4 @@
-"""Can jobs run on a cluster? One question a check, from the outside in; nothing is submitted that could wait for hours."""
+"""Can jobs run on a cluster? One question a check, from the outside in; nothing that could wait for hours."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def _folder_on_a_node(profile: SlurmProfile) -> Check:
         )
         if done.ok and answer_file.exists() and answer_file.read_text() == word:
             return Check(name="folder, node", ok=True, said=f"{folder} is the same on a node, and writable")
-        if "immediate" in done.said or "resources are not available" in done.said.lower():
+        if done.said.endswith("Requested nodes are busy"):
             return Check(name="folder, node", ok=None, said=f"no node was free within {NODE_S} s: not judged")
         return Check(name="folder, node", ok=False, said=done.said or f"a node wrote elsewhere than {folder}")
     finally:

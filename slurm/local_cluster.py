@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import os
 import pwd
+import re
 import secrets
 import shutil
 import socket
@@ -148,9 +149,10 @@ def _find(binary: str) -> str | None:
 def _usable(folder: Path) -> Path:
     """``folder``, there and absolute. The sockets in it must be reachable, so all may enter."""
     folder = folder.resolve()
-    if len(str(folder)) > MAX_FOLDER or not str(folder).isprintable() or " " in str(folder):
+    if len(str(folder)) > MAX_FOLDER or not re.fullmatch(r"[\w./+-]+", str(folder), re.ASCII):
         raise InputError(
-            f"expected a folder of at most {MAX_FOLDER} characters without spaces (it holds sockets), got {folder}"
+            f"expected a folder of at most {MAX_FOLDER} characters in letters, digits and ./+-_ (it holds sockets, and "
+            f"its path stands in SLURM's settings), got {folder}"
         )
     folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
