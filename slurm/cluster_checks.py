@@ -14,7 +14,7 @@ from harness.files import write_atomically
 from slurm.cluster import LocalProfile, SlurmProfile, find_profile
 
 ANSWER_S = 30  # what a command may take
-NODE_S = 20  # what a node may take to become free for the check of the shared folder
+NODE_S = 10  # what a node may take to become free for the check of the shared folder
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,8 +43,8 @@ def start(folder: Path, daemon: Daemon, environment: Mapping[str, str]) -> None:
             start_new_session=True,
         )
     # The command as it was given: the kernel may not show it yet.
-    command = "".join(f"{word}\0" for word in daemon.command)
-    known = {"pid": process.pid, "started": _started(process.pid), "command": command}
+    given = "".join(f"{word}\0" for word in daemon.command)
+    known = {"pid": process.pid, "started": _started(process.pid), "command": given}
     write_atomically(_pid_file(folder, daemon.name), json.dumps(known))
 
 
@@ -56,7 +56,7 @@ def alive(folder: Path, name: str) -> int | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     started = _started(pid)
-    return pid if started and (started, _command(pid)) == (known.get("started"), known.get("command")) else None
+    return pid if started and (started, command(pid)) == (known.get("started"), known.get("command")) else None
 
 
 def stop(folder: Path, names: Iterable[str], grace_s: float) -> None:
@@ -99,6 +99,14 @@ def with_environment(*marks: str) -> list[int]:
     return [pid for pid in found if pid not in ours]
 
 
+def command(pid: int) -> str:
+    """Its command line, a NUL after every word; empty for a process that is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+    except OSError:
+        return ""
+
+
 def _signal(folder: Path, names: Iterable[str], number: signal.Signals) -> None:
     for name in names:
         if pid := alive(folder, name):
@@ -131,10 +139,3 @@ def _started(pid: int) -> int | None:
 def _parent(pid: int) -> int:
     words = _stat(pid)
     return int(words[1]) if words else 0
-
-
-def _command(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
-    except OSError:
-        return ""

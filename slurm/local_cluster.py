@@ -14,6 +14,7 @@ import pwd
 import re
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -42,10 +43,12 @@ PACKAGES: Mapping[str, str] = {
     "sinfo": "slurm-client",
 }
 
+MARK = "refrag-cluster.lock"  # held by one `up` or `down` at a time; a folder without it is not ours to touch
 MAX_FOLDER = 80  # characters: a socket's path has at most 107, and munged adds to it
 START_S = 60.0
 JOBS_GONE_S = 20.0
 STOP_S = 15.0
+_KEEPER = "slurmstepd"
 READY = ("idle", "mixed", "allocated", "completing")
 
 
@@ -80,22 +83,21 @@ def up(folder: Path, say: Callable[[str], None]) -> None:
     _require_packages()
     folder = _usable(folder)
     with _locked(folder):
-        commands = _daemons(folder)
-        if not any(daemons.alive(folder, daemon.name) for daemon in commands):
+        names = [daemon.name for daemon in _daemons(folder)]
+        anew = not any(daemons.alive(folder, name) for name in names)
+        if anew:
             _begin(folder)
-        for daemon in commands:
-            daemons.start(folder, daemon, environment(folder))
-            if ready := _READY.get(daemon.name):
-                _wait(folder, daemon.name, ready)
-                say(f"{daemon.name} is up")
-        _resume(folder)
-        _wait(folder, "slurmctld", _nodes_ready)
-        say(f"{len(NODES)} nodes are up")
+        try:
+            _start(folder, say)
+        except InputError:
+            if anew:  # the next `up` then chooses other ports
+                daemons.stop(folder, names, grace_s=STOP_S)
+            raise
 
 
 def down(folder: Path, say: Callable[[str], None]) -> None:
     """Cancel all jobs, wait until they are gone, stop the daemons. The folder stays, with its logs."""
-    if not (folder / "run").is_dir():
+    if not (folder / MARK).exists():
         say(f"nothing runs in {folder}")
         return
     folder = folder.resolve()
@@ -157,28 +159,23 @@ def _usable(folder: Path) -> Path:
     folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
         raise InputError(f"expected a folder of your own, but {folder} belongs to uid {folder.stat().st_uid}")
-    if any(folder.iterdir()) and not (folder / "run").is_dir():
+    if any(folder.iterdir()) and not (folder / MARK).exists():
         raise InputError(f"expected an empty folder or a cluster's, but {folder} holds something else")
-    (folder / "run").mkdir(exist_ok=True)
     return folder
 
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """One ``up`` or ``down`` at a time."""
-    with (folder / "run" / "lock").open("w") as lock:
+    with (folder / MARK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def _begin(folder: Path) -> None:
     """A new cluster in ``folder``: nothing is left of the last one, and no job id comes twice."""
-    for name in ("state", "spool", "log", "mysql", "gpu", "etc"):
+    for name in ("etc", "gpu", "log", "mysql", "run", "spool", "state"):
         shutil.rmtree(folder / name, ignore_errors=True)
         (folder / name).mkdir()
-    for path in (folder / "run").iterdir():
-        if path.name != "lock":
-            path.unlink()
     for node in NODES:
         (folder / "spool" / node).mkdir()
     for index in range(local_conf.GPUS):
@@ -220,6 +217,17 @@ def _user() -> str:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError as error:
         raise InputError(f"expected a user with a name (SLURM asks for it), but uid {os.getuid()} has none") from error
+
+
+def _start(folder: Path, say: Callable[[str], None]) -> None:
+    for daemon in _daemons(folder):
+        daemons.start(folder, daemon, environment(folder))
+        if ready := _READY.get(daemon.name):
+            _wait(folder, daemon.name, ready)
+            say(f"{daemon.name} is up")
+    _resume(folder)
+    _wait(folder, "slurmctld", _nodes_ready)
+    say(f"{len(NODES)} nodes are up")
 
 
 def _free_ports(names: Sequence[str]) -> dict[str, int]:
@@ -266,12 +274,10 @@ def _wait(folder: Path, name: str, ready: Callable[[Path], bool]) -> None:
         ended = daemons.alive(folder, name) is None
         if ended or time.monotonic() > deadline:
             what = "ended" if ended else f"is not ready after {START_S:.0f} s"
-            raise InputError(f"the cluster in {folder} did not come up: {name} {what}: {_end_of_log(folder, name)}")
+            raise InputError(
+                f"the cluster in {folder} did not come up: {name} {what}: {daemons.last_lines(folder, name)}"
+            )
         time.sleep(0.1)
-
-
-def _end_of_log(folder: Path, name: str) -> str:
-    return daemons.last_lines(folder, name)
 
 
 def _munge_ready(folder: Path) -> bool:
@@ -342,11 +348,21 @@ def _cancel_jobs(folder: Path) -> None:
 
 
 def _kill_job_processes(folder: Path) -> None:
-    """What outlived its node: jobs are sessions of their own. Known by the cluster and the job in their environment."""
-    conf = environment(folder)["SLURM_CONF"]
-    for pid in daemons.with_environment(f"SLURM_CONF={conf}", "SLURM_JOB_ID="):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, 9)
+    """What outlived its node, if anything: a job's processes and their keepers are sessions of their own.
+
+    Only what this cluster started has both its SLURM_CONF and a job's id in the environment; a keeper has the former.
+    """
+    conf = f"SLURM_CONF={environment(folder)['SLURM_CONF']}"
+    deadline = time.monotonic() + STOP_S
+    while time.monotonic() < deadline:
+        left = [pid for pid in daemons.with_environment(conf) if Path(daemons.command(pid)).name.startswith(_KEEPER)]
+        left += daemons.with_environment(conf, "SLURM_JOB_ID=")
+        if not left:
+            return
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(daemons.POLL_S)
 
 
 def _run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:

@@ -250,21 +250,24 @@ def test_a_folder_that_cannot_hold_a_cluster(
 ) -> None:
     monkeypatch.setattr(local_cluster, "_require_packages", lambda: None)
     monkeypatch.setattr(local_cluster, "MAX_FOLDER", 80 if len(name) > 80 else 1000)
-    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "run").mkdir(parents=True)
     (tmp_path / "used" / "thesis.txt").touch()
     with pytest.raises(InputError, match=message):
         local_cluster.up(tmp_path / name, print)
     assert (tmp_path / "used" / "thesis.txt").exists()
 
 
-def test_a_daemon_that_ends_is_told_with_its_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_daemon_that_ends_is_told_with_its_last_words_and_nothing_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fails = Daemon(name="munged", command=["sh", "-c", "echo first; echo no such key >&2; exit 1"])
     monkeypatch.setattr(local_cluster, "_require_packages", lambda: None)
     monkeypatch.setattr(local_cluster, "_call", lambda *command: "")
     monkeypatch.setattr(local_cluster, "_succeeds", lambda *command: False)
-    monkeypatch.setattr(local_cluster, "_daemons", lambda folder: [fails])
+    monkeypatch.setattr(local_cluster, "_daemons", lambda folder: [SLEEP, fails])
     with pytest.raises(InputError, match=r"did not come up: munged ended: first \| no such key"):
         local_cluster.up(tmp_path / "c", lambda line: None)
+    assert daemons.with_environment(f"SLURM_CONF={tmp_path}") == []
 
 
 def test_status_of_what_was_never_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -274,6 +277,7 @@ def test_status_of_what_was_never_up(tmp_path: Path, capsys: pytest.CaptureFixtu
     state = json.loads(capsys.readouterr().out)
     assert state["up"] is False and set(state["daemons"].values()) == {None} and set(NODES) < set(state["daemons"])
     assert main(["cluster", "down", "--folder", str(tmp_path)]) == 0
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,8 @@ class Cluster:
         self.folder = folder / "c"
         self.work = folder / "work"
         self.work.mkdir()
-        self.environment = os.environ | environment(self.folder) | {"REFRAG_CLUSTER": str(self.folder)}
+        own = {"REFRAG_CLUSTER": str(self.folder), "REFRAG_SLURM_LOCAL_SHARED": str(self.work / "runs")}
+        self.environment = os.environ | environment(self.folder) | own
 
     def bench(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "harness.cli.main", *arguments]
@@ -119,8 +121,8 @@ def test_up_again_starts_nothing_and_prints_the_way_in(cluster: Cluster) -> None
     before = cluster.pids()
     said = cluster.up()
     assert None not in before.values() and cluster.pids() == before
-    script = f"unset SLURM_CONF; {said}; sinfo -h -o %R"
-    partitions = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout
+    command = ["sh", "-c", 'unset SLURM_CONF; eval "$1"; sinfo -h -o %R', "sh", said]
+    partitions = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert sorted(partitions.split()) == ["h100", "h100-high"]
 
 
@@ -172,7 +174,7 @@ def test_the_high_partition_preempts_and_the_preempted_job_comes_back(cluster: C
     low = cluster.submit(
         "echo low-${SLURM_RESTART_COUNT:-0} >> order\n"
         '[ "$SLURM_RESTART_COUNT" = 1 ] && exit 0\n'
-        "trap 'echo asked >> order; exit 0' USR2 TERM\n"
+        "trap 'echo asked >> order' USR2\n"
         "touch running\n"
         "while true; do sleep 0.1; done",
         "--partition=h100",
@@ -202,14 +204,12 @@ def test_a_node_that_died_is_seen_and_only_it_is_started_again(cluster: Cluster)
 
 
 def test_doctor_finds_nothing_wrong(cluster: Cluster) -> None:
-    cluster.environment["REFRAG_SLURM_LOCAL_SHARED"] = str(cluster.work / "runs")
     done = cluster.bench("doctor", "--cluster", "slurm-local", "--json")
     checks = {check["name"]: check["ok"] for check in json.loads(done.stdout)["cluster"]}
     assert len(checks) == 7 and set(checks.values()) == {True}, done.stdout
 
 
 def test_doctor_does_not_wait_for_a_full_cluster(cluster: Cluster) -> None:
-    cluster.environment["REFRAG_SLURM_LOCAL_SHARED"] = str(cluster.work / "runs")
     job = cluster.submit("touch full; exec sleep 300", f"--nodes={len(NODES)}", "--exclusive")
     until((cluster.work / "full").exists)
     done = cluster.bench("doctor", "--cluster", "slurm-local", "--json")
@@ -218,7 +218,7 @@ def test_doctor_does_not_wait_for_a_full_cluster(cluster: Cluster) -> None:
     cluster.call("scancel", job)
 
 
-def test_down_leaves_no_process_and_up_begins_anew(cluster: Cluster) -> None:
+def test_down_leaves_no_process_and_the_next_up_begins_anew(cluster: Cluster) -> None:
     job = cluster.submit("trap '' TERM\ntouch stubborn\nwhile true; do sleep 1; done", f"--nodes={len(NODES)}")
     until((cluster.work / "stubborn").exists)
     assert cluster.processes()
@@ -226,7 +226,10 @@ def test_down_leaves_no_process_and_up_begins_anew(cluster: Cluster) -> None:
     assert cluster.processes() == []
     assert cluster.bench("cluster", "down").returncode == 0
     assert cluster.bench("cluster", "status").returncode == 1
-    cluster.up()
+    with ThreadPoolExecutor() as pool:  # two at once: the second finds it done
+        list(pool.map(lambda _: cluster.up(), range(2)))
+    started = [daemons.command(pid) for pid in cluster.processes()]
+    assert all(sum(command.endswith(f"-N\0{node}\0") for command in started) == 1 for node in NODES)
     assert cluster.call("squeue", "-h", "-t", "all") == ""
     assert int(cluster.submit("true")) > int(job)
 
