@@ -16,13 +16,14 @@ STAMP  := $(VENV)/.stamp-$(subst $(comma),-,$(EXTRAS))
 
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: run test check slow bench gpu help clean
+.PHONY: run test check slow cluster-test bench gpu help clean
 
 help:
 	@echo "make run     set up, then run the tiny experiment and draw results/ (minutes on 2 cores)"
 	@echo "make test    set up, then run the tests"
 	@echo "make check   ruff, mypy, import contracts"
 	@echo "make slow    proofs that take minutes: kill -9 on the real command"
+	@echo "make cluster-test   a real SLURM on this machine: arrays, requeues, preemption (Debian packages; no skip)"
 	@echo "make bench   benchmarks: decode loop, lm-eval, training step, a million rows verified and drawn (DEVICE=cuda)"
 	@echo "make gpu     the latency lab on one GPU, at most 9 minutes; no set-up: PYTHON's own torch and transformers"
 	@echo "make clean   remove the environment and everything under runs/"
@@ -42,6 +43,9 @@ check: $(STAMP)
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -q -s -m slow tests
+
+cluster-test: $(STAMP)
+	$(BIN)/python -m pytest -q -s -m cluster tests
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest -q -s tests/benchmarks --device $(DEVICE)

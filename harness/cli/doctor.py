@@ -12,11 +12,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from harness.config import load, plain
+
 HELP = "print versions, devices and data roots; say what is missing and how to get it"
 
 DESCRIPTION = """\
 Look at this machine. Exit code 1 when something that the main job needs is missing. Optional parts that are absent
-are listed with the command that installs them."""
+are listed with the command that installs them.
+
+--cluster NAME also asks whether jobs can run on a cluster: sinfo and sacct answer, the partition is there, its nodes
+have the GPUs, a job of one node would be taken (nothing is submitted), and the folder of runs is the same and writable
+on a node (a job of a second, if a node is free). Exit code 1 when one of them fails. Clusters: local, h100, slurm-local
+(of `refrag-bench cluster up`); a site corrects them in ~/.config/refrag-bench/site.toml, or the file that REFRAG_SITE
+names, or by variables such as REFRAG_H100_PARTITION."""
 
 # Distribution, module, and the extra that brings it ("" for what every installation has and the main job needs).
 PARTS = (
@@ -45,16 +53,20 @@ PARTS = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = DESCRIPTION
     parser.add_argument("--data", type=Path, metavar="DIR", help="data root to look at (default: REFRAG_DATA)")
+    parser.add_argument("--cluster", metavar="NAME", help="also look at this cluster: local, h100 or slurm-local")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     found = examine(args.data)
+    if args.cluster:
+        found["cluster"] = plain(load("slurm.cluster_checks:check_cluster")(args.cluster))
     if args.json:
         print(json.dumps(found, indent=1))
     else:
         _print(found)
-    return 1 if any(part["needed"] and part["version"] is None for part in found["parts"]) else 0
+    missing = any(part["needed"] and part["version"] is None for part in found["parts"])
+    return 1 if missing or any(check["ok"] is False for check in found.get("cluster", ())) else 0
 
 
 def examine(data: Path | None) -> dict[str, Any]:
@@ -139,3 +151,6 @@ def _print(found: dict[str, Any]) -> None:
         console.print(f"data root {data['root']}: {held}; corpora: {', '.join(data['corpora']) or 'none'}")
     else:
         console.print(f"data root: {data['root']} ({data['note']})")
+    for check in found.get("cluster", ()):
+        verdict = {True: "ok", False: "WRONG", None: "not judged"}[check["ok"]]
+        console.print(f"cluster, {check['name']}: {verdict}: {escape(check['said'])}", highlight=False, soft_wrap=True)

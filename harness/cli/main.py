@@ -31,6 +31,7 @@ VERBS = (
     "ledger",
     "plan",
     "status",
+    "cluster",
     "doctor",
 )
 
