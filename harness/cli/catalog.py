@@ -28,6 +28,11 @@ SUITES: Mapping[str, str] = {
     "same_relation": "suites.same_relation:build",
 }
 
+# Suites with settings of their own: a config whose ``build`` takes what the builders above take.
+ASKED_SUITES: Mapping[str, str] = {
+    "gold_position": "suites.gold_position:GoldPositionConfig",
+}
+
 RECIPES: Mapping[str, Mapping[str, str]] = {
     "decoder": {"pretrain": "baselines.stages:PRETRAIN"},
     "standard_rag": {"finetune": "baselines.stages:FINETUNE"},
