@@ -6,9 +6,10 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from harness.data.sources import DataRoot, load_questions
 from harness.errors import InputError
 from harness.files import write_atomically
-from results import figures, formats, tables
+from results import figures, formats, popularity, tables
 from results.cost import build_cost_table, to_csv, to_grid
 from results.records import read_records
 
@@ -24,11 +25,11 @@ def draw(
     answers questions.
     """
     found = read_records(records)
-    experiments = tables.experiments(found) if experiments is None else experiments
+    experiments = tables.experiments(found, metric) if experiments is None else experiments
     if not experiments:
         raise InputError(
             f"none of the {len(found)} records answers questions, so there is no accuracy table to draw; "
-            f"suites with one: {', '.join(tables.QA_SUITES)}"
+            f"suites with one: {', '.join(tables.suites_of(metric))}"
         )
     drawn = [tables.build_table(found, experiment=name, metric=metric) for name in experiments]
     files: Files = {}
@@ -44,6 +45,29 @@ def draw(
             for kind, text in (("md", grid.markdown()), ("tex", grid.latex()), ("csv", to_csv(cost))):
                 files[folder / f"{cost.name}.{kind}"] = text.encode()
     return drawn, files
+
+
+def popularity_files(
+    records: Iterable[Path], out: Path, data: Path, *, experiments: Sequence[str], metric: str = "em"
+) -> Files:
+    """PopQA by popularity, of each of ``experiments`` that asked it; questions are those of the data root ``data``.
+
+    Raises ``InputError`` where none did.
+    """
+    found = read_records(records)
+    questions, source = load_questions(popularity.SUITE, DataRoot.open(data))
+    known = {question.id: question.meta["s_pop"] for question in questions}
+    folder = out / "tables"
+    files: Files = {}
+    for name in experiments:
+        grid = popularity.popularity_grid(found, known, source.revision, experiment=name, metric=metric, folder=folder)
+        if grid:
+            stem = f"{name}-popularity" if metric == "em" else f"{name}-popularity-{metric}"
+            for kind, text in (("md", grid.markdown()), ("tex", grid.latex()), ("csv", grid.csv())):
+                files[folder / f"{stem}.{kind}"] = text.encode()
+    if not files:
+        raise InputError(f"no record of {', '.join(experiments)} asks PopQA, so there is nothing to draw by popularity")
+    return files
 
 
 def cost_texts(records: Iterable[Path], folder: Path, experiments: Iterable[str]) -> dict[str, str]:
