@@ -61,6 +61,18 @@ class WindowSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MadeSuiteSpec(SuiteSpec):
+    """Which questions, of a suite that makes or arranges them by ``settings``.
+
+    ``revision`` is that of what they came from, or the digest of what was made.
+
+    A class of its own, and no more fields in ``SuiteSpec``: that would rename every run of the other suites.
+    """
+
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
 class RetrievalSpec:
     """Which passages: the frozen file, by the digest of its content."""
 

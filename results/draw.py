@@ -6,9 +6,10 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from harness.data.sources import DataRoot, load_questions
 from harness.errors import InputError
 from harness.files import write_atomically
-from results import figures, formats, perplexity, perplexity_figure, tables
+from results import figures, formats, perplexity, perplexity_figure, popularity, tables
 from results.cost import build_cost_table, to_csv, to_grid
 from results.records import Record, read_records
 
@@ -27,7 +28,7 @@ def draw(
     folders = list(records)
     found = read_records(folders)
     scored = perplexity.experiments(found)
-    wanted = [*tables.experiments(found), *scored] if experiments is None else experiments
+    wanted = [*tables.experiments(found, metric), *scored] if experiments is None else experiments
     names = [name for name in wanted if name not in scored]
     files: Files = {}
     for name in scored:
@@ -38,7 +39,7 @@ def draw(
     if not names:
         raise InputError(
             f"none of the {len(found)} records answers questions, so there is no accuracy table to draw; "
-            f"suites with one: {', '.join(tables.QA_SUITES)}"
+            f"suites with one: {', '.join(tables.suites_of(metric))}"
         )
     drawn = [tables.build_table(found, experiment=name, metric=metric) for name in names]
     folder = out / "tables"
@@ -70,10 +71,33 @@ def draw_perplexity(found: Sequence[Record], folders: Iterable[Path], out: Path,
     return files | {out / "figures" / f"{experiment}.{kind}": picture for kind, picture in pictures.items()}
 
 
-def experiments(records: Iterable[Path]) -> list[str]:
+def experiments(records: Iterable[Path], metric: str = "em") -> list[str]:
     """The experiments that ``records`` belong to and that have tables."""
     found = read_records(records)
-    return [*tables.experiments(found), *perplexity.experiments(found)]
+    return [*tables.experiments(found, metric), *perplexity.experiments(found)]
+
+
+def popularity_files(
+    records: Iterable[Path], out: Path, data: Path, *, experiments: Sequence[str], metric: str = "em"
+) -> Files:
+    """PopQA by popularity, of each of ``experiments`` that asked it; questions are those of the data root ``data``.
+
+    Raises ``InputError`` where none did.
+    """
+    found = read_records(records)
+    questions, source = load_questions(popularity.SUITE, DataRoot.open(data))
+    known = {question.id: question.meta["s_pop"] for question in questions}
+    folder = out / "tables"
+    files: Files = {}
+    for name in experiments:
+        grid = popularity.popularity_grid(found, known, source.revision, experiment=name, metric=metric, folder=folder)
+        if grid:
+            stem = f"{name}-popularity" if metric == "em" else f"{name}-popularity-{metric}"
+            for kind, text in (("md", grid.markdown()), ("tex", grid.latex()), ("csv", grid.csv())):
+                files[folder / f"{stem}.{kind}"] = text.encode()
+    if not files:
+        raise InputError(f"no record of {', '.join(experiments)} asks PopQA, so there is nothing to draw by popularity")
+    return files
 
 
 def cost_texts(records: Iterable[Path], folder: Path, names: Iterable[str]) -> dict[str, str]:

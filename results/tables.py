@@ -20,7 +20,18 @@ from harness.statistics import Interval
 from results.records import Record
 from results.variants import flat, variants
 
-QA_SUITES = {"nq": "NQ", "triviaqa": "TriviaQA", "popqa": "PopQA", "same_relation": "Same relation"}
+QA_SUITES = {
+    "nq": "NQ",
+    "triviaqa": "TriviaQA",
+    "popqa": "PopQA",
+    "same_relation": "Same relation",
+    "gold_position": "NQ, gold passage placed",
+    "topiocqa": "TopiOCQA",
+    "qrecc": "QReCC",
+    "orconvqa": "ORConvQA",
+}
+SUMMARY_SUITES = {"arxiv_summary": "arXiv summaries", "pubmed_summary": "PubMed summaries"}
+SUITES = QA_SUITES | SUMMARY_SUITES
 SYSTEMS = {
     "standard_rag": "Standard RAG",
     "no_context": "No context",
@@ -33,7 +44,7 @@ SYSTEMS = {
     "refrag_v1": "REFRAG v1",
     "refrag_v2": "REFRAG v2",
 }
-METRICS = {
+QA_METRICS = {
     "em": "exact match, SQuAD dialect",
     "em_re": "exact match, CEPE dialect",
     "em_triviaqa": "exact match, TriviaQA dialect",
@@ -46,7 +57,15 @@ METRICS = {
     "acc_popqa": "accuracy, PopQA dialect",
     "match_selfrag": "raw substring match, Self-RAG dialect",
     "has_answer_dpr": "token subsequence match, DPR dialect",
+    **{f"em@{turn}": f"exact match, SQuAD dialect, turns >= {turn}" for turn in (2, 4, 6)},
+    **{f"f1@{turn}": f"token F1, SQuAD dialect, turns >= {turn}" for turn in (2, 4, 6)},
 }
+_ROUGE = {
+    "rouge1": "ROUGE-1, F-measure, stemmed",
+    "rouge2": "ROUGE-2, F-measure, stemmed",
+    "rougeL": "ROUGE-L of the whole text, F-measure, stemmed",
+}
+METRICS = QA_METRICS | _ROUGE
 CHANCE, PASSAGES_READ = "chance", "passages_read"
 
 
@@ -77,7 +96,7 @@ class Column:
 
     @property
     def name(self) -> str:
-        return f"{QA_SUITES[self.suite]} ({self.root})"
+        return f"{SUITES[self.suite]} ({self.root})"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,9 +143,15 @@ class Table:
         return f"{self.experiment}: {METRICS[self.metric]} (%)"
 
 
-def experiments(records: Iterable[Record]) -> list[str]:
-    """The experiments that an accuracy table can be drawn of: those with a record of a question-answering suite."""
-    return sorted({name for record in records if record.suite in QA_SUITES for name in record.experiments})
+def suites_of(metric: str) -> dict[str, str]:
+    """The suites that a table of ``metric`` shows: summaries under ROUGE, questions under everything else."""
+    return SUMMARY_SUITES if metric in _ROUGE else QA_SUITES
+
+
+def experiments(records: Iterable[Record], metric: str = "em") -> list[str]:
+    """The experiments that a table of ``metric`` can be drawn of: those with a record of one of its suites."""
+    shown = suites_of(metric)
+    return sorted({name for record in records if record.suite in shown for name in record.experiments})
 
 
 def build_table(records: Sequence[Record], *, experiment: str, metric: str = "em") -> Table:
@@ -136,10 +161,11 @@ def build_table(records: Sequence[Record], *, experiment: str, metric: str = "em
     records where nothing does, on records of different metric versions, and on an experiment or a metric that no record
     has.
     """
-    if experiment not in (known := experiments(records)):
+    shown = suites_of(metric)
+    if experiment not in (known := experiments(records, metric)):
         raise unknown("experiment", experiment, known)
     ours = sorted((record for record in records if experiment in record.experiments), key=lambda record: record.path)
-    answered = [record for record in ours if record.suite in QA_SUITES]
+    answered = [record for record in ours if record.suite in shown]
     _refuse_mixed_metric_versions(answered)
     scored = {name for record in answered for name in record.metrics if name in METRICS}
     # Where every example of every run raised, any metric will do: the table has to say so.
@@ -162,7 +188,7 @@ def build_table(records: Sequence[Record], *, experiment: str, metric: str = "em
         cells=cells,
         notes=(
             *_conditions(cells, metric),
-            *_left_out(ours),
+            *_left_out(ours, shown),
             *dict.fromkeys(note for r in answered for note in r.notes),
         ),
     )
@@ -190,7 +216,7 @@ def row_order(row: Row) -> tuple[Any, ...]:
 
 
 def _column_order(column: Column) -> tuple[Any, ...]:
-    return (column.root, *_known_first(column.suite, QA_SUITES))
+    return (column.root, *_known_first(column.suite, SUITES))
 
 
 def _known_first(name: str, known: Mapping[str, str]) -> tuple[int, str]:
@@ -275,7 +301,8 @@ def _commit(record: Record) -> str:
     return f"commit {commit}" + (" with uncommitted changes" if record.provenance.get("dirty") else "")
 
 
-def _left_out(records: Sequence[Record]) -> list[str]:
-    """The note on records of this experiment that belong to suites which an accuracy table cannot show."""
-    suites = sorted({record.suite for record in records if record.suite not in QA_SUITES})
-    return [f"Not in this table, because they do not answer questions: {', '.join(suites)}."] if suites else []
+def _left_out(records: Sequence[Record], shown: Mapping[str, str]) -> list[str]:
+    """The note on records of this experiment that belong to suites which the table does not show."""
+    suites = sorted({record.suite for record in records if record.suite not in shown})
+    why = "they do not answer questions" if shown is QA_SUITES else "they are no summaries"
+    return [f"Not in this table, because {why}: {', '.join(suites)}."] if suites else []

@@ -1,8 +1,8 @@
 """What tells two runs of one system apart, when both would fill the same cell of a table?
 
-Only a setting of the system or of how it was run can (its k, its checkpoint, the seed, the retriever, how many of the
-questions it got). Other questions or other passages under the same name and limit cannot: that is a mistake of whoever
-put the records together, and is refused.
+Only a setting can, of the system, of how it was run, or of a suite that has some (its k, its checkpoint, the seed, the
+retriever, how many of the questions it got, the place of the right passage). Other questions or other passages under
+the same name and limit cannot: that is a mistake of whoever put the records together, and is refused.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from harness.errors import InputError
 from results.records import Record
 
 _LIMIT = "suite.limit"
-_SECTION = re.compile(r"^(suite|system(\.config)?)\.")
-_WHAT_IS_ASKED = re.compile(rf"(?!{re.escape(_LIMIT)}$)suite\.|retrieval\.digest$")
+_OWN = ("suite.settings.", "system.config.")
+_SECTION = re.compile(r"^(suite(\.settings)?|system(\.config)?)\.")
+_WHAT_IS_ASKED = re.compile(rf"(?!{re.escape(_LIMIT)}$|suite\.settings\.)suite\.|retrieval\.digest$")
 
 
 def variants(records: Sequence[Record]) -> dict[Path, str]:
@@ -42,10 +43,10 @@ def variants(records: Sequence[Record]) -> dict[Path, str]:
 
 
 def _telling_keys(cells: Sequence[Sequence[Record]]) -> list[str]:
-    """Settings that differ between runs sharing a cell; the limit and the configuration alone where they suffice."""
+    """Settings that differ between runs sharing a cell; the limit and those of suite and system where they suffice."""
     pairs = _pairs(cells)
     keys = {key for pair in pairs for key in _differing(*pair) if not _WHAT_IS_ASKED.match(key)}
-    own = {key for key in keys if key == _LIMIT or key.startswith("system.config.")}
+    own = {key for key in keys if key == _LIMIT or key.startswith(_OWN)}
     enough = all(own & set(_differing(*pair)) for pair in pairs if pair[0].run_id != pair[1].run_id)
     return sorted(own if enough else keys)
 

@@ -65,7 +65,10 @@ def no_record(runs: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("--suite", "nqq"), "unknown suite 'nqq' (did you mean 'nq'?); valid choices: nq, popqa, same_relation"),
+        (
+            ("--suite", "nqq"),
+            "unknown suite 'nqq' (did you mean 'nq'?); valid choices: arxiv_summary, gold_position, nq",
+        ),
         (("--system", "standard-rag"), "unknown system 'standard-rag' (did you mean 'standard_rag'?); valid choices"),
         (("--checkpoint", "no/such/model"), "no decoder 'no/such/model'"),
         (("--dtype", "float33"), "unknown dtype 'float33'"),

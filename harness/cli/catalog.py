@@ -28,6 +28,16 @@ SUITES: Mapping[str, str] = {
     "same_relation": "suites.same_relation:build",
 }
 
+# Suites with settings of their own: a config whose ``build`` takes what the builders above take.
+ASKED_SUITES: Mapping[str, str] = {
+    "gold_position": "suites.gold_position:GoldPositionConfig",
+    "topiocqa": "suites.multi_turn:MultiTurnConfig",
+    "qrecc": "suites.multi_turn:MultiTurnConfig",
+    "orconvqa": "suites.multi_turn:MultiTurnConfig",
+    "arxiv_summary": "suites.summarisation:SummarisationConfig",
+    "pubmed_summary": "suites.summarisation:SummarisationConfig",
+}
+
 RECIPES: Mapping[str, Mapping[str, str]] = {
     "decoder": {"pretrain": "baselines.stages:PRETRAIN"},
     "standard_rag": {"finetune": "baselines.stages:FINETUNE"},

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from harness.cli.catalog import SYSTEMS
+from harness.cli.catalog import ASKED_SUITES, SUITES, SYSTEMS
 
 HELP = "evaluate one system on one suite (goes on where its journal ends)"
 
@@ -25,6 +25,13 @@ CEPE as released (2 shots, the 10 best passages in the decoder, the others in th
 in_decoder):
   refrag-bench evaluate --system cepe --suite nq --checkpoint DIR --data DIR --passages 30 --retrieval FILE \
       --shots 2 --set in_decoder=10 --max-new-tokens 25
+The right passage at place 10 of 20; conversations with 4 earlier turns; an article in a prompt of 512 positions:
+  refrag-bench evaluate --system standard_rag --suite gold_position --checkpoint DIR --data DIR --passages 20 \
+      --retrieval DIR/ctxs/nq_ctxs20.jsonl.gz --ask position=10
+  refrag-bench evaluate --system standard_rag --suite topiocqa --checkpoint DIR --data DIR --passages 5 \
+      --retrieval FILE --ask history=4
+  refrag-bench evaluate --system refrag_v2 --suite arxiv_summary --checkpoint DIR --data DIR --passages 100 \
+      --set max_positions=512 --max-new-tokens 200
 The retrieval file is what `refrag-bench retrieve` froze, or any DPR/FiD file with the questions' ids.
 """
 
@@ -39,13 +46,26 @@ settings (--set NAME=VALUE); the checkpoint's own where it knows them:
   seed=N                     refrag_v1: of the coins that choose them (0)
   select=NAME                refrag_v2: which ones: none, all, first, random, perplexity-desc, perplexity-asc, policy,
                              oracle (synthetic world only)
+
+what is asked (--ask NAME=VALUE):
+  gold_position              position=N: the place of the right passage, 1 is the first
+  topiocqa, qrecc, orconvqa  history=N: earlier turns in the question, the latest (10)
+  arxiv_summary, pubmed_summary
+                             words=N: of the article in each passage (100)
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = DESCRIPTION, EPILOG + SETTINGS
     parser.add_argument("--system", required=True, help=", ".join(SYSTEMS))
-    parser.add_argument("--suite", required=True, help="nq, triviaqa, popqa; same_relation (synthetic world only)")
+    parser.add_argument("--suite", required=True, help=", ".join([*SUITES, *ASKED_SUITES]))
+    parser.add_argument(
+        "--ask",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting of a suite that has some (see below); repeatable",
+    )
     add_decoder_arguments(parser)
     parser.add_argument("--passages", type=int, default=0, metavar="N", help="passages per question; 0 is closed-book")
     parser.add_argument("--shots", type=int, default=0, metavar="N", help="demonstrations before every prompt (0)")
@@ -93,6 +113,7 @@ def run(args: argparse.Namespace) -> int:
         max_new_tokens=args.max_new_tokens,
         batch_size=args.batch_size,
         options=load("slurm.jobs.system:parse_settings")(args.set),
+        asked=load("slurm.jobs.system:parse_settings")(args.ask),
         chunk_cache=args.chunk_cache,
         dtype=args.dtype,
         device=args.device,

@@ -30,7 +30,7 @@ Give the file to `refrag-bench evaluate --retrieval FILE`.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = DESCRIPTION, EPILOG
-    parser.add_argument("--suite", required=True, help="nq, triviaqa, popqa")
+    parser.add_argument("--suite", required=True, help="nq, triviaqa, popqa; topiocqa, qrecc, orconvqa")
     index.add_index_arguments(parser)
     parser.add_argument(
         "--setting", default="strong", help="strong: the best K (default); weak: K of the best 200 at random"

@@ -22,6 +22,7 @@ Read every record.json below --records and write, for each experiment found,
   OUT/tables/EXPERIMENT.md .csv .tex    score, 95 % interval, chance, n, passages read, errors, link to record
   OUT/figures/EXPERIMENT.png .svg       the score against the number of passages
   OUT/tables/EXPERIMENT-cost.*          where systems raced: rate, decoder positions and speed beside the score
+  OUT/tables/EXPERIMENT-popularity.*    with --popularity: the score on PopQA by the popularity of who is asked about
 (EXPERIMENT-METRIC.* for a metric other than em). Then, with the accepted records below OUT/records and the latency
 journals of both, what the seed document and the paper print, each number with its source and ours below it:
   OUT/tables/configurations-*           components, chunking, sizes, training, hyperparameters, files: counted from code
@@ -42,6 +43,7 @@ examples:
   refrag-bench tables --records results/records --only tiny --metric f1
   refrag-bench tables --records results/records --only seed-table-2 paper-figure-6
   refrag-bench tables --json | jq '.[] | select(.status == "not measured")'
+  refrag-bench tables --only real --popularity DIR     the score on PopQA by popularity, from runs/
   refrag-bench tables --readme README.md               also redraw the README's tables
   refrag-bench tables --verify --records runs          do the records say what their journals say?
 
@@ -57,7 +59,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only", nargs="+", metavar="NAME", help="only these: experiments, or tables and figures by file name (all)"
     )
-    parser.add_argument("--metric", default="em", help="of experiments: em, f1, em_triviaqa, acc_popqa ... (em)")
+    parser.add_argument("--metric", default="em", help="of experiments: em, f1, em@4, rougeL ... (em)")
+    parser.add_argument(
+        "--popularity",
+        type=Path,
+        metavar="DIR",
+        help="draw PopQA by popularity too; DIR is the data root of the questions, and runs need their journals",
+    )
     parser.add_argument("--readme", type=Path, metavar="FILE", help="redraw the marked tables of this Markdown file")
     parser.add_argument("--verify", action="store_true", help="draw nothing; recompute the records from their journals")
     parser.add_argument(
@@ -70,10 +78,16 @@ def run(args: argparse.Namespace) -> int:
     if args.verify:
         return _verify(args)
     drawing, formats = load("results.draw:draw"), importlib.import_module("results.formats")
-    experiments, others = _chosen(args.only, args.records)
-    tables, layouts, files = [], [], {}
+    experiments, others = _chosen(args.only, args.records, args.metric)
+    tables, layouts, files, by_popularity = [], [], {}, {}
     if experiments != []:
         tables, files = drawing(args.records, args.out, experiments=experiments, metric=args.metric)
+    if args.popularity:
+        names = [table.experiment for table in tables]
+        by_popularity = load("results.draw:popularity_files")(
+            args.records, args.out, args.popularity, experiments=names, metric=args.metric
+        )
+        files |= by_popularity
     if others != []:
         layouts, more = load("results.replication:draw")(args.records, args.out, only=others)
         files |= more
@@ -93,6 +107,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         folder = args.out / "tables"
         texts = [formats.to_markdown(table, folder) for table in tables]
+        texts += [text.decode() for path, text in by_popularity.items() if path.suffix == ".md"]
         print("\n".join([*texts, *(layout.grid(folder).markdown() for layout in layouts)]), end="")
     return 0
 
@@ -111,14 +126,16 @@ def _verify(args: argparse.Namespace) -> int:
     return 0 if found.passed else 1
 
 
-def _chosen(names: Sequence[str] | None, records: Sequence[Path]) -> tuple[list[str] | None, list[str] | None]:
+def _chosen(
+    names: Sequence[str] | None, records: Sequence[Path], metric: str
+) -> tuple[list[str] | None, list[str] | None]:
     """Which of ``names`` are experiments, and which other tables and figures; None for all.
 
     Raises ``InputError`` with everything that can be drawn for a name that is neither.
     """
     if names is None:
         return None, None
-    experiments = load("results.draw:experiments")(records)
+    experiments = load("results.draw:experiments")(records, metric)
     others = [name for name in names if name not in experiments]
     known = load("results.replication:NAMES") if others else ()
     for name in others:

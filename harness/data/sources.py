@@ -14,10 +14,13 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config import digest, file_digest
+from harness.data import conversations
 from harness.errors import InputError, unknown
 from harness.protocol import Example
 
@@ -69,16 +72,26 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuestionSet:
-    """One of the three QA datasets: where it is, what it must have, and how its rows are read."""
+class HubSplit:
+    """A split of a dataset: where it is, and what it must have."""
 
     hub_id: str
     config: str | None
     split: str
-    hub_rows: int
+    hub_rows: int | None
+    """How many rows the split has on the Hub; None where that is not known, and not checked."""
     columns: tuple[str, ...]
+    optional_columns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionSet(HubSplit):
+    """A dataset of questions, and how its rows are read."""
+
     read: Callable[[Mapping[str, Any]], tuple[str, Any, dict[str, Any]]]
     """A row's id, its answers as they stand there, and its meta."""
+    question: Callable[[Mapping[str, Any]], Any] = itemgetter("question")
+    """A row's question as it stands there."""
     repeats_questions: bool = False
 
 
@@ -102,6 +115,20 @@ def _read_popqa(row: Mapping[str, Any]) -> tuple[str, Any, dict[str, Any]]:
     except (TypeError, json.JSONDecodeError):
         answers = row["possible_answers"]  # not the list of texts that is checked for next
     return f"popqa_{row['id']}", answers, {"s_pop": row["s_pop"], "prop": row["prop"], "subj": row["subj"]}
+
+
+def _conversations(name: str, hub_id: str, *, split: str, hub_rows: int | None) -> QuestionSet:
+    """Turns of conversations, the whole of what was said before in each question: so retrieval finds what it is of."""
+    return QuestionSet(
+        hub_id=hub_id,
+        config=None,
+        split=split,
+        hub_rows=hub_rows,
+        columns=conversations.COLUMNS,
+        optional_columns=conversations.OPTIONAL_COLUMNS,
+        read=partial(conversations.read_turn, name),
+        question=conversations.whole_question,
+    )
 
 
 QUESTION_SETS: Mapping[str, QuestionSet] = {
@@ -131,13 +158,16 @@ QUESTION_SETS: Mapping[str, QuestionSet] = {
         columns=("id", "question", "possible_answers", "s_pop", "prop", "subj"),
         read=_read_popqa,
     ),
+    "topiocqa": _conversations("topiocqa", "McGill-NLP/TopiOCQA", split="validation", hub_rows=2514),
+    "qrecc": _conversations("qrecc", "svakulenk0/qrecc", split="test", hub_rows=16451),
+    "orconvqa": _conversations("orconvqa", "prdwb/orconvqa", split="test", hub_rows=None),
 }
 
 
 def load_questions(
     suite: str, root: DataRoot, split: str | None = None, limit: int | None = None
 ) -> tuple[list[Example], Source]:
-    """The questions of ``suite`` (nq, triviaqa, popqa) in file order, at most ``limit``, and what they came from.
+    """The questions of ``suite`` (a key of ``QUESTION_SETS``) in file order, at most ``limit``, and what they came from.
 
     A question that TriviaQA's rows repeat comes once, with the answers of all its rows. Examples have no passages.
 
@@ -149,12 +179,24 @@ def load_questions(
     if limit is not None and limit < 1:
         raise InputError(f"expected a limit of at least 1 question, got {limit}")
     questions = QUESTION_SETS[suite]
-    split = split or questions.split
-    dataset, source = _load(questions, root, split)
-    _require_columns(questions.hub_id, questions.columns, dataset.column_names)
-    rows = dataset.select_columns(list(questions.columns)).to_list()
+    rows, source = load_rows(questions, root, split)
     examples = _examples(questions, rows)
     return examples[:limit], source
+
+
+def load_rows(
+    wanted: HubSplit, root: DataRoot, split: str | None = None, limit: int | None = None
+) -> tuple[list[dict[str, Any]], Source]:
+    """The columns of ``wanted``, row by row in file order, at most ``limit``, and what they came from.
+
+    Raises ``InputError`` for a missing dataset or column and an unexpected number of rows.
+    """
+    dataset, source = _load(wanted, root, split or wanted.split)
+    _require_columns(wanted.hub_id, wanted.columns, dataset.column_names)
+    there = [column for column in wanted.optional_columns if column in dataset.column_names]
+    if limit is not None:
+        dataset = dataset.select(range(min(limit, len(dataset))))
+    return dataset.select_columns([*wanted.columns, *there]).to_list(), source
 
 
 def _examples(questions: QuestionSet, rows: Iterable[Mapping[str, Any]]) -> list[Example]:
@@ -162,10 +204,13 @@ def _examples(questions: QuestionSet, rows: Iterable[Mapping[str, Any]]) -> list
     examples: dict[str, Example] = {}
     repeated: dict[str, None] = {}
     for number, row in enumerate(rows):
-        question = row["question"]
-        if not isinstance(question, str) or not question.strip():
-            raise InputError(f"{questions.hub_id}, row {number}: expected a question, got {question!r}")
-        name, answers, meta = questions.read(row)
+        try:
+            question = questions.question(row)
+            if not isinstance(question, str) or not question.strip():
+                raise InputError(f"expected a question, got {question!r}")
+            name, answers, meta = questions.read(row)
+        except InputError as error:
+            raise InputError(f"{questions.hub_id}, row {number}: {error}") from error
         if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
             raise InputError(
                 f"{questions.hub_id}, row {number} ({name}): expected a list of at least one answer, got {answers!r}"
@@ -188,7 +233,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("REFRAG_CACHE") or "~/.cache/refrag-bench").expanduser()
 
 
-def _load(questions: QuestionSet, root: DataRoot, split: str) -> tuple[Dataset, Source]:
+def _load(questions: HubSplit, root: DataRoot, split: str) -> tuple[Dataset, Source]:
     """The split with its fingerprint. Raises ``InputError`` where ``datasets`` would raise an error of its own."""
     from datasets.exceptions import DatasetsError
 
@@ -228,7 +273,7 @@ def _load(questions: QuestionSet, root: DataRoot, split: str) -> tuple[Dataset, 
     return dataset, source
 
 
-def _builder(questions: QuestionSet, where: str, cache: str | None = None) -> DatasetBuilder:
+def _builder(questions: HubSplit, where: str, cache: str | None = None) -> DatasetBuilder:
     import datasets
 
     if cache is not None:
@@ -236,7 +281,7 @@ def _builder(questions: QuestionSet, where: str, cache: str | None = None) -> Da
     return datasets.load_dataset_builder(where, questions.config, cache_dir=cache)
 
 
-def _mirror_of(questions: QuestionSet, path: Path) -> Path:
+def _mirror_of(questions: HubSplit, path: Path) -> Path:
     folder = path / "hub" / questions.hub_id
     if not folder.is_dir():
         there = ", ".join(sorted(f"{d.parent.name}/{d.name}" for d in (path / "hub").glob("*/*") if d.is_dir()))
@@ -263,7 +308,7 @@ def _require_columns(hub_id: str, expected: Iterable[str], found: Iterable[str])
         raise InputError(f"{hub_id}: missing column {', '.join(missing)}; columns found: {', '.join(found)}")
 
 
-def _unreadable(questions: QuestionSet, where: str, error: BaseException) -> InputError:
+def _unreadable(questions: HubSplit, where: str, error: BaseException) -> InputError:
     """One line for what ``datasets`` raised; a schema cast is told as the columns that are missing."""
     from datasets.table import CastError
 

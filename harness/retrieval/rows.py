@@ -2,6 +2,9 @@
 
 One object per question: ``{"id", "question", "answers", "ctxs": [{"id", "title", "text", "score", "hasanswer"}]}``, as
 JSON lines or as one JSON list, plain or gzipped. ``question``, ``answers`` and the passages' ``text`` must be there.
+
+A row may mark its annotated gold passage: as a passage of its own under ``gold_ctx``, or by ``isgold`` on the first
+passage that is it (lost-in-the-middle's files). It is the example's ``meta["gold"]``.
 """
 
 from __future__ import annotations
@@ -88,11 +91,14 @@ def _example(row: Any, path: Path, number: int) -> Example:
             raise TypeError(f"expected a list of answers, got {answers!r}")
         answers = tuple(_text(answer) for answer in answers)
         passages = tuple(_passage(ctx) for ctx in row["ctxs"])
+        marked = [row["gold_ctx"]] if row.get("gold_ctx") else [ctx for ctx in row["ctxs"] if ctx.get("isgold")]
+        meta = {"gold": _passage(marked[0])} if marked else {}
     except (TypeError, KeyError, UnicodeEncodeError) as error:
         raise InputError(
             f"{path}, row {number}: expected question, answers and ctxs with text, missing or malformed: {error}"
         ) from error
-    return Example(id=str(row.get("id", question_id(question))), question=question, answers=answers, passages=passages)
+    name = str(row.get("id", question_id(question)))
+    return Example(id=name, question=question, answers=answers, passages=passages, meta=meta)
 
 
 def _passage(ctx: Mapping[str, Any]) -> Passage:

@@ -49,7 +49,7 @@ class RetrieveJob:
 
     @property
     def title(self) -> str:
-        return f"retrieve {self.suite} with {self.retriever}"
+        return f"retrieve {self.suite} with {self.retriever}, {self.setting.name}"
 
     def run(self, progress: Progress | None = None) -> Frozen:
         root = DataRoot.open(self.data)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.cli.catalog import SUITES, SYSTEMS, find
+from harness.cli.catalog import ASKED_SUITES, SUITES, SYSTEMS, find
 from harness.config import plain
 from harness.data.sources import DataRoot
 from harness.data.world import is_world
@@ -20,7 +20,7 @@ from harness.record import DecodeSpec, RunRecord, RunSpec, SystemSpec, experimen
 from harness.train.export import read_training
 from slurm.jobs import Progress
 from slurm.jobs.data import RetrieveJob
-from slurm.jobs.system import open_system
+from slurm.jobs.system import open_system, read_settings
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +31,7 @@ WORLD_ORDER = (
     "Retrieval over the world ranks the right passage first, or nearly: only the same-relation set, where it stands "
     "anywhere, tests whether people are bound to their facts."
 )
+HEADLINES = {"em": "EM", "rougeL": "ROUGE-L"}  # what is said of a cell, the first that it has
 NOT_MEANT = "It has never read natural language: scores near zero on real questions are expected."
 
 
@@ -47,13 +48,17 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateJob:
-    """One cell of a table: a system with a checkpoint on a suite with a number of passages."""
+    """One cell of a table: a system with a checkpoint on a suite with a number of passages.
+
+    ``asked`` are the settings of a suite that has some of its own (``ASKED_SUITES``).
+    """
 
     system: str
     suite: str
     checkpoint: str
-    passages: int
     runs: Path
+    passages: int = 0
+    asked: Mapping[str, Any] = field(default_factory=dict)
     data: Path | None = None
     retrieval: Path | RetrieveJob | None = None
     limit: int | None = None
@@ -71,7 +76,8 @@ class EvaluateJob:
     def title(self) -> str:
         settings = ", ".join(f"{name}={value}" for name, value in self.options.items())
         system = f"{self.system} ({settings})" if settings else self.system
-        return f"{system} on {self.suite}, {f'{self.passages} passages' if self.passages else 'closed-book'}"
+        asked = "".join(f", {name} {value}" for name, value in self.asked.items())
+        return f"{system} on {self.suite}{asked}, {f'{self.passages} passages' if self.passages else 'closed-book'}"
 
     def run(self, progress: Progress | None = None) -> RunRecord:
         """Evaluate from where the journal ends; returns the record, old or new."""
@@ -98,10 +104,10 @@ class EvaluateJob:
             )
         experiment_name(self.experiment)
         find("system", SYSTEMS, self.system)
-        build_suite = find("suite", SUITES, self.suite)
+        build = self._suite()
         root = DataRoot.open(self.data)
         frozen = self.retrieval.run().path if isinstance(self.retrieval, RetrieveJob) else self.retrieval
-        suite = build_suite(self.suite, root, passages=self.passages, frozen=frozen, limit=self.limit, shots=self.shots)
+        suite = build(self.suite, root, passages=self.passages, frozen=frozen, limit=self.limit, shots=self.shots)
 
         device = open_device(self.device)
         opened = open_system(
@@ -132,14 +138,33 @@ class EvaluateJob:
         notes = _notes(read_training(Path(self.checkpoint)), root.name)
         return Cell(spec=spec, suite=suite, system=opened.system, notes=notes, device=device)
 
+    def _suite(self) -> Any:
+        """What builds the suite: with its settings, where it has some."""
+        target = find("suite", {**SUITES, **ASKED_SUITES}, self.suite)
+        if self.suite not in ASKED_SUITES:
+            if self.asked:
+                raise InputError(
+                    f"suite {self.suite} takes no settings, got {', '.join(self.asked)}; suites that do: "
+                    f"{', '.join(ASKED_SUITES)}"
+                )
+            return target
+        settings = read_settings(self.suite, target, self.asked)
+        if missing := [name for name in _required(target) if name not in settings]:
+            raise InputError(f"suite {self.suite} needs a setting of {', '.join(missing)} (--ask NAME=VALUE)")
+        return target(**settings).build
+
     def said(self, result: RunRecord) -> str:
-        """EM with its interval, the chance line where there is one, n and errors."""
-        em = result.metrics.get("em")
-        if em is None:
+        """EM (of summaries ROUGE-L) with its interval, n, and where there are: chance line, retrieval, errors."""
+        name = next((name for name in HEADLINES if name in result.metrics), None)
+        if name is None:
             return f"all {result.n_examples} examples raised an error"
-        text = f"EM {100 * em['mean']:.1f} [{100 * em['low']:.1f}, {100 * em['high']:.1f}]  n={em['n']}"
+        score = result.metrics[name]
+        text = f"{HEADLINES[name]} {100 * score['mean']:.1f} [{100 * score['low']:.1f}, {100 * score['high']:.1f}]"
+        text += f"  n={score['n']}"
         if chance := result.metrics.get("chance"):
             text += f"  chance {100 * chance['mean']:.1f}"
+        if retrieval := result.spec["retrieval"]:
+            text += f"  {retrieval['retriever']}, {retrieval['setting']}"
         if result.n_errors:
             text += f"  {result.n_errors} examples raised errors (delete runs/**/{result.run_id} to run them again)"
         return text
@@ -149,6 +174,10 @@ def check_counts(*, passages: int, max_new_tokens: int) -> None:
     """Raise ``InputError`` for counts that no question can be answered with."""
     if passages < 0 or max_new_tokens < 1:
         raise InputError(f"expected at least 0 passages and 1 new token, got {passages} and {max_new_tokens}")
+
+
+def _required(config_type: Any) -> list[str]:
+    return [field.name for field in fields(config_type) if field.default is MISSING]
 
 
 def _notes(training: dict[str, Any], root: str) -> tuple[str, ...]:

@@ -132,7 +132,9 @@ def relation_asked(question: str) -> Relation:
 
 
 def is_question(text: str) -> bool:
-    """Whether ``text`` is a question of the synthetic world."""
+    """Whether ``text`` is one question of the synthetic world, with nothing said before it."""
+    if not re.fullmatch(r"[\w ]+\??", text.strip()):
+        return False
     words = lexicon()
     nouns = "|".join(noun for relation in words.relations for noun in relation.nouns)
     asked = re.search(rf"\bthe (?:{nouns}) of (\w+) (\w+)", text)

@@ -4,9 +4,11 @@
     hub/google-research-datasets/nq_open/              questions "what is the ... of ..."
     hub/mandarjoshi/trivia_qa/rc.nocontext/            questions "Name the ... of ...", several aliases
     hub/akariasai/PopQA/test.tsv                       questions "What is the ... of ...", with popularity
+    hub/McGill-NLP/TopiOCQA/                           conversations about two people, four questions each
+    hub/ccdv/arxiv-summarization/document/             articles about eight people, with abstracts
     hub/DKYoon/SlimPajama-6B/                          long text
     corpus/world_passages.jsonl.gz                     one passage per test person
-    qrels/{nq,triviaqa,popqa}.gold.tsv                 the passage that answers each question
+    qrels/{nq,triviaqa,popqa,topiocqa}.gold.tsv        the passage that answers each question
     ctxs/same_relation_n{2,4,8}.jsonl.gz               the hard set, passages given
 
 The same seed gives the same bytes.
@@ -26,6 +28,7 @@ from typing import Any
 from harness.data.sources import question_id
 from harness.data.world import PREFIX
 from harness.data.world.facts import (
+    FACTS_PER_PASSAGE,
     Biography,
     Person,
     ask,
@@ -39,10 +42,12 @@ from harness.data.world.facts import (
 from harness.data.world.lexicon import lexicon
 from harness.protocol import Passage
 
-WORLD_VERSION = 1
+WORLD_VERSION = 2
 OPENING = {"nq": "what is", "triviaqa": "Name", "popqa": "What is"}
 OPENINGS = tuple(OPENING.values())
 SAME_RELATION_SIZES = (2, 4, 8)
+PEOPLE_PER_CONVERSATION = 2
+PEOPLE_PER_ARTICLE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +114,9 @@ def _write(config: WorldConfig, root: Path) -> None:
     for size in SAME_RELATION_SIZES:
         _write_same_relation(root, rng, config, size)
     _write_long_text(root, rng, config)
+    # With draws of their own: what stands above is as it was in version 1, byte for byte.
+    _write_conversations(root, random.Random(f"conversations-{config.seed}"), config, biographies)
+    _write_articles(root, random.Random(f"articles-{config.seed}"), config)
 
 
 def _population(rng: random.Random, n: int) -> list[Biography]:
@@ -261,6 +269,58 @@ def _write_same_relation(root: Path, rng: random.Random, config: WorldConfig, si
             {"id": f"same_{size}_{number}", "question": question, "answers": [asked.value(relation)], "ctxs": ctxs}
         )
     _write_gzip(root / "ctxs" / f"same_relation_n{size}.jsonl.gz", rows)
+
+
+def _write_conversations(
+    root: Path, rng: random.Random, config: WorldConfig, biographies: list[Biography]
+) -> None:
+    """Conversations in the columns of ``harness.data.conversations``, and their gold passages.
+
+    Only the first question about a person names them; the others leave the name out.
+    """
+    rows: list[dict[str, Any]] = []
+    gold: list[str] = []
+    turns = PEOPLE_PER_CONVERSATION * FACTS_PER_PASSAGE
+    for number in range(1, 1 + max(1, config.questions // turns)):
+        context: list[str] = []
+        for person in rng.sample(range(len(biographies)), PEOPLE_PER_CONVERSATION):
+            biography = biographies[person]
+            for place, (relation, _) in enumerate(rng.sample(biography.facts, FACTS_PER_PASSAGE)):
+                rewrite = ask(rng, biography, relation, OPENING["nq"])
+                question = rewrite if place == 0 else rewrite.removesuffix(f" of {biography.name}")
+                turn = len(context) // 2 + 1
+                rows.append(
+                    {
+                        "Conversation_no": number,
+                        "Turn_no": turn,
+                        "Question": question,
+                        "Context": list(context),
+                        "Answer": biography.value(relation),
+                        "Rewrite": rewrite,
+                    }
+                )
+                gold.append(f"topiocqa_{number}_{turn}\t0\t{person + 1}\t1\n")
+                context += [question, biography.value(relation)]
+    folder = root / "hub" / "McGill-NLP" / "TopiOCQA"
+    _write_parquet(folder / "data" / "validation-00000-of-00001.parquet", rows)
+    _write_card(folder, "default", "validation", "data/validation-*", len(rows))
+    (root / "qrels" / "topiocqa.gold.tsv").write_text("".join(gold))
+
+
+def _write_articles(root: Path, rng: random.Random, config: WorldConfig) -> None:
+    """Articles of eight people's statements, whose abstract is the first statement about each of them."""
+    rows = []
+    for _ in range(max(1, config.questions // 10)):
+        people: list[Person] = []
+        while len(people) < PEOPLE_PER_ARTICLE:
+            if (person := draw_person(rng, "test")) not in people:
+                people.append(person)
+        told = [state(rng, draw_biography(rng, person, draw_relations(rng))) for person in people]
+        abstract = " ".join(text[: text.index(".") + 1] for text in told)
+        rows.append({"article": " ".join(told), "abstract": abstract})
+    folder = root / "hub" / "ccdv" / "arxiv-summarization"
+    _write_parquet(folder / "document" / "validation-00000-of-00001.parquet", rows)
+    _write_card(folder, "document", "validation", "document/validation-*", len(rows))
 
 
 def _write_long_text(root: Path, rng: random.Random, config: WorldConfig) -> None:
