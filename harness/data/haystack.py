@@ -1,0 +1,125 @@
+"""Long contexts of an exact length: filler in pieces of so many decoder tokens, with sentences hidden at set depths.
+
+Lengths only compare if they are exact, and only the decoder's own tokenizer knows them: so texts are measured by it, in
+whole words, and a piece that ends with room for no further word is filled up with a word of one token. Nothing is cut
+inside a word and tokenised again, where borders would drift. What is hidden is never cut at all: a piece is a passage,
+and some systems read every passage apart.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from harness.errors import InputError
+from harness.prompts import text_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PADDING = ("is", "the", "and", "a")  # one of them is one token in any tokenizer that was seen
+
+
+class Ruler:
+    """Measures words in tokens of ``tokenizer``. Raises ``InputError`` where no word of ``PADDING`` is one token."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self._known: dict[tuple[str, bool], int] = {}
+        found = [word for word in PADDING if self.cost(word) == self.cost(word, first=True) == 1]
+        if not found:
+            raise InputError(
+                f"expected a tokenizer to which one of {', '.join(PADDING)} is one token; this one has no such word, "
+                "so contexts cannot be made of an exact length"
+            )
+        self.padding = found[0]
+
+    def length(self, text: str) -> int:
+        """The tokens of ``text`` alone."""
+        return len(text_ids(self.tokenizer, [text])[0])
+
+    def cost(self, word: str, *, first: bool = False) -> int:
+        """What ``word`` adds to a text: as its first word, or after others."""
+        if (word, first) not in self._known:
+            alone = self.length(word)
+            self._known[word, first] = alone if first else self.length(f"the {word}") - self.length("the")
+        return self._known[word, first]
+
+    def fill(self, words: Iterator[str], room: int, *, first: bool) -> list[str]:
+        """The next of ``words`` that have room, and padding: ``room`` tokens together.
+
+        The word that found no room is left out of the text for good; the filler is endless.
+        """
+        said: list[str] = []
+        for word in words:
+            cost = self.cost(word, first=first and not said)
+            if cost > room:
+                break
+            said.append(word)
+            room -= cost
+            if not room:
+                break
+        return said + [self.padding] * room
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hidden:
+    """A text, and how deep it stands: 0 is the start of the context, 1 its end."""
+
+    text: str
+    depth: float
+
+
+def filled(
+    ruler: Ruler, filler: Sequence[str], hidden: Sequence[Hidden], *, length: int, piece: int, phase: int
+) -> list[str]:
+    """``length`` tokens in texts of ``piece`` tokens each: ``filler`` over and over, from word ``phase``, with
+    ``hidden`` in it, at most one in a piece.
+
+    At depth d of n pieces the position is d n: its whole part names the piece (the last one at most), the rest how
+    deep in the piece. Raises ``InputError`` for lengths that are no multiple of ``piece``, for texts that find no room
+    in one, and for two that would share one.
+    """
+    if piece < 1 or length < 1 or length % piece:
+        raise InputError(f"expected a length that is a multiple of {piece}, the tokens of a piece; got {length}")
+    n = length // piece
+    placed: dict[int, Hidden] = {}
+    for needle in hidden:
+        if (number := piece_at(needle.depth, n)) in placed:
+            raise InputError(f"two hidden texts in piece {number + 1} of {n}; expected one at most")
+        placed[number] = needle
+    words = itertools.islice(itertools.cycle(filler), phase % len(filler), None)
+    return [_piece(ruler, words, placed.get(number), number, n, piece) for number in range(n)]
+
+
+def piece_at(depth: float, n: int) -> int:
+    """Which of ``n`` pieces lies at ``depth``."""
+    if not 0 <= depth <= 1:
+        raise InputError(f"expected a depth from 0 to 1, got {depth}")
+    return min(int(depth * n), n - 1)
+
+
+def _piece(ruler: Ruler, words: Iterator[str], needle: Hidden | None, number: int, n: int, piece: int) -> str:
+    if needle is None:
+        return " ".join(ruler.fill(words, piece, first=True))
+    # Rounded down first: as the first word of a piece a text may take another number of tokens than after others.
+    within = needle.depth * n - number
+    before = int(within * max(0, piece - ruler.length(needle.text)))
+    front = ruler.fill(words, before, first=True)
+    room = piece - before - ruler.cost(needle.text, first=not front)
+    if room < 0:
+        raise InputError(f"{needle.text!r} takes {piece - before - room} tokens; a piece has {piece}")
+    return " ".join([*front, needle.text, *ruler.fill(words, room, first=False)])
+
+
+def check_lengths(ruler: Ruler, pieces: Sequence[str], piece: int) -> None:
+    """Raise ``InputError`` for a piece that is not ``piece`` tokens: a tokenizer that merges across words."""
+    distinct = list(dict.fromkeys(pieces))
+    for text, ids in zip(distinct, text_ids(ruler.tokenizer, distinct), strict=True):
+        if len(ids) != piece:
+            raise InputError(
+                f"expected {piece} tokens, got {len(ids)} for {text[:60]!r}: this tokenizer merges across words, so "
+                "contexts cannot be made of an exact length"
+            )

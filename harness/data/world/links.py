@@ -1,0 +1,101 @@
+"""Look-ups of two steps in the synthetic world, whose second step lies at a set distance from the first.
+
+    [others] [what is true of B] [filler: ``distance`` tokens] [the teacher of A is B. the teacher of C is D.]
+
+"What is the sport of the teacher of A?" needs both; "What is the sport of B?" is the one-step control over the same
+passages with the same answer, which lies as far away. D's facts are told too, so that following any link is not enough;
+the passages between tell of other people. Links name people by both words ("The teacher of A is First Last."), all else
+is stated as everywhere in the world.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from harness.data.haystack import Ruler
+from harness.data.world.facts import (
+    Biography,
+    Split,
+    draw_biography,
+    draw_person,
+    draw_relations,
+    state,
+)
+from harness.data.world.lexicon import lexicon
+from harness.errors import InputError
+
+LINKS = ("teacher", "rival")  # relations to another person
+BEFORE = 3  # at most so many passages stand before the first that matters
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain:
+    """``passages`` with both steps in them; ``far`` is asked for, ``near`` is the other chain's value."""
+
+    passages: tuple[str, ...]
+    two_steps: str
+    one_step: str
+    far: str
+    near: str
+
+
+def draw_chain(rng: random.Random, ruler: Ruler, split: Split, *, distance: int, piece: int) -> Chain:
+    """A chain whose passages have ``piece`` tokens each. Raises ``InputError`` for a distance that is no multiple."""
+    if piece < 1 or distance < piece or distance % piece:
+        raise InputError(
+            f"expected a distance that is a multiple of {piece}, the tokens of a passage, and at least one; "
+            f"got {distance}"
+        )
+    n = distance // piece
+    before = rng.randrange(BEFORE + 1)
+    asker, b, other, d, *rest = _people(rng, 4 + before + n - 1, split)
+    relation = rng.choice([r.index for r in lexicon().relations if r.name not in LINKS])
+    told_b, told_d = (_knowing(rng, person, relation) for person in (b, d))
+    others = [draw_biography(rng, person, draw_relations(rng)) for person in rest]
+    between = [*others[before:], told_d]
+    rng.shuffle(between)
+    link = rng.choice([r for r in lexicon().relations if r.name in LINKS])
+    noun = rng.choice(link.nouns)
+    links = [
+        f"{rng.choice(['The', 'Known'])} {noun} of {_name(who)} {rng.choice(['is', 'was'])} {_name(whom)}."
+        for who, whom in ((asker, b), (other, d))
+    ]
+    rng.shuffle(links)
+    told = [state(rng, biography) for biography in (*others[:before], told_b, *between)]
+    asked = rng.choice(lexicon().relations[relation].nouns)
+    return Chain(
+        passages=tuple(_to_length(ruler, text, piece) for text in (*told, " ".join(links))),
+        two_steps=f"What is the {asked} of the {noun} of {_name(asker)}",
+        one_step=f"What is the {asked} of {_name(b)}",
+        far=told_b.value(relation),
+        near=told_d.value(relation),
+    )
+
+
+def _people(rng: random.Random, n: int, split: Split) -> list[tuple[int, int]]:
+    people: dict[tuple[int, int], None] = {}
+    while len(people) < n:
+        people[draw_person(rng, split)] = None
+    return list(people)
+
+
+def _knowing(rng: random.Random, person: tuple[int, int], relation: int) -> Biography:
+    """A biography that has ``relation``."""
+    relations = draw_relations(rng)
+    if relation not in relations:
+        relations[rng.randrange(len(relations))] = relation
+    return draw_biography(rng, person, relations)
+
+
+def _name(person: tuple[int, int]) -> str:
+    return Biography(person, ()).name
+
+
+def _to_length(ruler: Ruler, text: str, piece: int) -> str:
+    room = piece - ruler.length(text)
+    if room < 0:
+        raise InputError(f"{text!r} takes {piece - room} tokens; a passage has {piece}")
+    return " ".join([text, *[ruler.padding] * room])
+
+
