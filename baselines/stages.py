@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.data.world import memory_practice
 from harness.data.world.practice import Copying, Exercise, Growing, Mixture, Practice, Reading, Retelling
 from harness.train.losses import answer_loss, read_tokens
 from harness.train.rows import collate_tokens
@@ -106,3 +107,12 @@ def _finetune(steps: int, scale: str) -> DecoderRecipe:
 
 PRETRAIN = {"tiny": _pretrain(2000), "tiny-short": _pretrain(600)}
 FINETUNE = {"tiny": _finetune(600, "tiny"), "tiny-short": _finetune(150, "tiny-short")}
+# Passkeys and look-ups on top of that (slurm/sweeps/passkey.py).
+MEMORY = {
+    "tiny": DecoderRecipe(
+        after=("standard_rag", "finetune", "tiny"),
+        stage=memory_practice.stage(),
+        data=memory_practice.PRACTICE,
+        language_weight=memory_practice.LANGUAGE_WEIGHT,
+    )
+}

@@ -106,7 +106,10 @@ class Suite(Protocol):
         """The questions, in the same order every time."""
 
     def score(self, example: Example, text: str) -> dict[str, float]:
-        """What ``text`` scores as the answer to ``example``: fractions by metric name, the same names every time."""
+        """What ``text`` scores as the answer to ``example``: fractions by metric name.
+
+        A name that only some examples have (``em@50``) is averaged over those.
+        """
 
 
 class Retriever(Protocol):

@@ -40,6 +40,16 @@ class SuiteSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MadeSuiteSpec(SuiteSpec):
+    """Which questions, of a suite that makes them by ``settings``; ``revision`` is the digest of what it made.
+
+    A class of its own, and no more fields in ``SuiteSpec``: that would rename every run of the other suites.
+    """
+
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
 class RetrievalSpec:
     """Which passages: the frozen file, by the digest of its content."""
 

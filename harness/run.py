@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 Progress = Callable[[int, int], None]
-BINARY = metrics.BINARY | {"oracle_hit"}
+BINARY = metrics.BINARY | {"oracle_hit", "other_link"}
 
 
 def evaluate(
@@ -125,11 +125,19 @@ def _run_batch(
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Each score and usage figure: mean, interval and n over the rows without an error."""
+    """Each score and usage figure: mean, interval and n over the rows without an error that have it.
+
+    ``em@50`` is an ``em`` of some of the examples, and gets its kind of interval.
+    """
     scored = [row["scores"] | row["usage"] for row in rows if "scores" in row]
-    names = scored[0] if scored else {}
+    names = dict.fromkeys(name for scores in scored for name in scores)
     return {
-        name: plain(statistics.interval([scores[name] for scores in scored], binary=name in BINARY)) for name in names
+        name: plain(
+            statistics.interval(
+                [scores[name] for scores in scored if name in scores], binary=name.split("@")[0] in BINARY
+            )
+        )
+        for name in names
     }
 
 

@@ -28,11 +28,21 @@ SUITES: Mapping[str, str] = {
     "same_relation": "suites.same_relation:build",
 }
 
+# Suites that make their questions by settings of their own, in tokens of the decoder that is asked.
+MADE_SUITES: Mapping[str, str] = {
+    "passkey": "suites.passkey:PasskeyConfig",
+    "long_range": "suites.long_range:LongRangeConfig",
+}
+
 RECIPES: Mapping[str, Mapping[str, str]] = {
     "decoder": {"pretrain": "baselines.stages:PRETRAIN"},
-    "standard_rag": {"finetune": "baselines.stages:FINETUNE"},
-    "kv_reuse": {"finetune": "baselines.kv_reuse_stages:FINETUNE"},
-    "cepe": {"warmup": "baselines.cepe_stages:WARMUP", "cpt": "baselines.cepe_stages:CPT"},
+    "standard_rag": {"finetune": "baselines.stages:FINETUNE", "memory": "baselines.stages:MEMORY"},
+    "kv_reuse": {"finetune": "baselines.kv_reuse_stages:FINETUNE", "memory": "baselines.kv_reuse_stages:MEMORY"},
+    "cepe": {
+        "warmup": "baselines.cepe_stages:WARMUP",
+        "cpt": "baselines.cepe_stages:CPT",
+        "memory": "baselines.cepe_stages:MEMORY",
+    },
     "refrag_v1": {
         "cpt_recon": "refrag_v1.stages:CPT_RECON",
         "cpt_next": "refrag_v1.stages:CPT_NEXT",
@@ -45,6 +55,7 @@ RECIPES: Mapping[str, Mapping[str, str]] = {
         "finetune": "refrag_v2.stages:FINETUNE",
         "policy": "refrag_v2.stages:POLICY",
         "policy_start": "refrag_v2.stages:POLICY_START",
+        "memory": "refrag_v2.stages:MEMORY",
     },
 }
 
@@ -59,6 +70,7 @@ EXPERIMENTS: Mapping[str, str] = {
     "tiny": "slurm.sweeps.tiny:tiny",
     "selection": "slurm.sweeps.selection:selection",
     "objective": "slurm.sweeps.objective:objective",
+    "passkey": "slurm.sweeps.passkey:passkey",
     "real": "slurm.sweeps.real:real",
 }
 

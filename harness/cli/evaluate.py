@@ -25,6 +25,9 @@ CEPE as released (2 shots, the 10 best passages in the decoder, the others in th
 in_decoder):
   refrag-bench evaluate --system cepe --suite nq --checkpoint DIR --data DIR --passages 30 --retrieval FILE \
       --shots 2 --set in_decoder=10 --max-new-tokens 25
+A pass key in 1,024 tokens, and a look-up 512 tokens away (the suite makes its own passages, of exact length):
+  refrag-bench evaluate --system refrag_v2 --suite passkey --checkpoint DIR --ask length=1024 --ask instructions=false
+  refrag-bench evaluate --system standard_rag --suite long_range --checkpoint DIR --ask distance=512 --ask steps=1
 The retrieval file is what `refrag-bench retrieve` froze, or any DPR/FiD file with the questions' ids.
 """
 
@@ -39,13 +42,27 @@ settings (--set NAME=VALUE); the checkpoint's own where it knows them:
   seed=N                     refrag_v1: of the coins that choose them (0)
   select=NAME                refrag_v2: which ones: none, all, first, random, perplexity-desc, perplexity-asc, policy,
                              oracle (synthetic world only)
+
+what is asked (--ask NAME=VALUE), in tokens of the checkpoint's tokenizer:
+  passkey                    length=N; depths=0,25,50,75,100 (percent), n=50 contexts at each, keys=1, digits=5,
+                             piece=64 (tokens of a passage), instructions=true|false, seed=0
+  long_range                 distance=N; steps=2 (1: the control), n=200, piece=32, seed=0
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = DESCRIPTION, EPILOG + SETTINGS
     parser.add_argument("--system", required=True, help=", ".join(SYSTEMS))
-    parser.add_argument("--suite", required=True, help="nq, triviaqa, popqa; same_relation (synthetic world only)")
+    parser.add_argument(
+        "--suite", required=True, help="nq, triviaqa, popqa; same_relation (synthetic world only); passkey, long_range"
+    )
+    parser.add_argument(
+        "--ask",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting of the suites passkey and long_range (see below); repeatable",
+    )
     add_decoder_arguments(parser)
     parser.add_argument("--passages", type=int, default=0, metavar="N", help="passages per question; 0 is closed-book")
     parser.add_argument("--shots", type=int, default=0, metavar="N", help="demonstrations before every prompt (0)")
@@ -93,6 +110,7 @@ def run(args: argparse.Namespace) -> int:
         max_new_tokens=args.max_new_tokens,
         batch_size=args.batch_size,
         options=load("slurm.jobs.system:parse_settings")(args.set),
+        asked=load("slurm.jobs.system:parse_settings")(args.ask),
         chunk_cache=args.chunk_cache,
         dtype=args.dtype,
         device=args.device,

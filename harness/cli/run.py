@@ -19,6 +19,8 @@ experiments:
          does GRPO teach the policy anything: three seeds against their own start and against chance, paired tests
   objective
          REFRAG v1's recipe and v2's, each at k = 8 and 64, three seeds, paired tests
+  passkey
+         pass keys at every length and depth, and look-ups at every distance, within the trained length and past it
   real   NQ, TriviaQA and PopQA questions over the corpus of a data root: indexes it with BM25, FAISS and Qdrant,
          freezes every retrieval, prints hit@1/5/20, and evaluates the tiny decoder on it (scores near zero: it has
          never read natural language; give --checkpoint for a decoder that has)"""
@@ -34,7 +36,7 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = DESCRIPTION, EPILOG
-    parser.add_argument("experiment", metavar="NAME", help="tiny, selection, objective, real")
+    parser.add_argument("experiment", metavar="NAME", help="tiny, selection, objective, passkey, real")
     parser.add_argument("--data", type=Path, metavar="DIR", help="data root (default: REFRAG_DATA; tiny makes its own)")
     parser.add_argument("--checkpoint", metavar="DIR", help="decoder to evaluate (default: the trained tiny one)")
     parser.add_argument("--from-scratch", action="store_true", help="train everything, accepted checkpoints or not")

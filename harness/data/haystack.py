@@ -9,7 +9,7 @@ and some systems read every passage apart.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -47,21 +47,25 @@ class Ruler:
             self._known[word, first] = alone if first else self.length(f"the {word}") - self.length("the")
         return self._known[word, first]
 
-    def fill(self, words: Iterator[str], room: int, *, first: bool) -> list[str]:
-        """The next of ``words`` that have room, and padding: ``room`` tokens together.
-
-        The word that found no room is left out of the text for good; the filler is endless.
-        """
+    def fill(self, words: Words, room: int, *, first: bool) -> list[str]:
+        """The next of ``words`` that have room, and padding: ``room`` tokens together."""
         said: list[str] = []
-        for word in words:
-            cost = self.cost(word, first=first and not said)
-            if cost > room:
-                break
-            said.append(word)
+        while (cost := self.cost(words.next, first=first and not said)) <= room:
+            said.append(words.take())
             room -= cost
-            if not room:
-                break
         return said + [self.padding] * room
+
+
+class Words:
+    """``before`` once, then ``filler`` over and over from word ``phase``; the next one can be looked at."""
+
+    def __init__(self, filler: Sequence[str], phase: int, before: Sequence[str] = ()) -> None:
+        self._words = itertools.chain(before, itertools.islice(itertools.cycle(filler), phase % len(filler), None))
+        self.next = next(self._words)
+
+    def take(self) -> str:
+        word, self.next = self.next, next(self._words)
+        return word
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +76,8 @@ class Hidden:
     depth: float
 
 
-def filled(
-    ruler: Ruler, filler: Sequence[str], hidden: Sequence[Hidden], *, length: int, piece: int, phase: int
-) -> list[str]:
-    """``length`` tokens in texts of ``piece`` tokens each: ``filler`` over and over, from word ``phase``, with
-    ``hidden`` in it, at most one in a piece.
+def filled(ruler: Ruler, words: Words, hidden: Sequence[Hidden], *, length: int, piece: int) -> list[str]:
+    """``length`` tokens of ``words`` in texts of ``piece`` tokens each, with ``hidden`` in them, at most one in each.
 
     At depth d of n pieces the position is d n: its whole part names the piece (the last one at most), the rest how
     deep in the piece. Raises ``InputError`` for lengths that are no multiple of ``piece``, for texts that find no room
@@ -90,7 +91,6 @@ def filled(
         if (number := piece_at(needle.depth, n)) in placed:
             raise InputError(f"two hidden texts in piece {number + 1} of {n}; expected one at most")
         placed[number] = needle
-    words = itertools.islice(itertools.cycle(filler), phase % len(filler), None)
     return [_piece(ruler, words, placed.get(number), number, n, piece) for number in range(n)]
 
 
@@ -101,7 +101,7 @@ def piece_at(depth: float, n: int) -> int:
     return min(int(depth * n), n - 1)
 
 
-def _piece(ruler: Ruler, words: Iterator[str], needle: Hidden | None, number: int, n: int, piece: int) -> str:
+def _piece(ruler: Ruler, words: Words, needle: Hidden | None, number: int, n: int, piece: int) -> str:
     if needle is None:
         return " ".join(ruler.fill(words, piece, first=True))
     # Rounded down first: as the first word of a piece a text may take another number of tokens than after others.

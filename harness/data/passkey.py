@@ -24,6 +24,7 @@ FILLER = tuple(
     "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again.".split()
 )
 TEST_FOLD = 5
+TRAINED_LENGTH = 512  # tokens of context at the most in the project's own training (world/memory_practice.py)
 
 
 def is_test(key: str) -> bool:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.cli.catalog import SUITES, SYSTEMS, find
+from harness.cli.catalog import MADE_SUITES, SUITES, SYSTEMS, find
 from harness.config import plain
 from harness.data.sources import DataRoot
 from harness.data.world import is_world
@@ -20,7 +20,7 @@ from harness.record import DecodeSpec, RunRecord, RunSpec, SystemSpec, experimen
 from harness.train.export import read_training
 from slurm.jobs import Progress
 from slurm.jobs.data import RetrieveJob
-from slurm.jobs.system import open_system
+from slurm.jobs.system import open_system, read_settings
 
 if TYPE_CHECKING:
     import torch
@@ -47,13 +47,18 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateJob:
-    """One cell of a table: a system with a checkpoint on a suite with a number of passages."""
+    """One cell of a table: a system with a checkpoint on a suite with a number of passages.
+
+    ``asked`` are the settings of a suite that makes its questions (``MADE_SUITES``), its passages too: there
+    ``passages`` stays 0.
+    """
 
     system: str
     suite: str
     checkpoint: str
-    passages: int
     runs: Path
+    passages: int = 0
+    asked: Mapping[str, Any] = field(default_factory=dict)
     data: Path | None = None
     retrieval: Path | RetrieveJob | None = None
     limit: int | None = None
@@ -71,6 +76,8 @@ class EvaluateJob:
     def title(self) -> str:
         settings = ", ".join(f"{name}={value}" for name, value in self.options.items())
         system = f"{self.system} ({settings})" if settings else self.system
+        if self.suite in MADE_SUITES:
+            return f"{system} on {self.suite}, {', '.join(f'{name} {value}' for name, value in self.asked.items())}"
         return f"{system} on {self.suite}, {f'{self.passages} passages' if self.passages else 'closed-book'}"
 
     def run(self, progress: Progress | None = None) -> RunRecord:
@@ -98,10 +105,7 @@ class EvaluateJob:
             )
         experiment_name(self.experiment)
         find("system", SYSTEMS, self.system)
-        build_suite = find("suite", SUITES, self.suite)
-        root = DataRoot.open(self.data)
-        frozen = self.retrieval.run().path if isinstance(self.retrieval, RetrieveJob) else self.retrieval
-        suite = build_suite(self.suite, root, passages=self.passages, frozen=frozen, limit=self.limit, shots=self.shots)
+        suite, passages, root = self._made() if self.suite in MADE_SUITES else self._found()
 
         device = open_device(self.device)
         opened = open_system(
@@ -116,7 +120,7 @@ class EvaluateJob:
         spec = RunSpec(
             suite=suite.spec,
             retrieval=suite.retrieval,
-            passages=self.passages,
+            passages=passages,
             system=SystemSpec(
                 name=self.system,
                 config=plain(opened.config) | ({"shots": self.shots} if self.shots else {}),
@@ -129,8 +133,34 @@ class EvaluateJob:
             prompt_version=PROMPT_VERSION,
             metric_version=METRIC_VERSION,
         )
-        notes = _notes(read_training(Path(self.checkpoint)), root.name)
+        notes = _notes(read_training(Path(self.checkpoint)), root)
         return Cell(spec=spec, suite=suite, system=opened.system, notes=notes, device=device)
+
+    def _found(self) -> tuple[Any, int, str | None]:
+        """The suite whose questions lie in the data root, how many passages it gives, and the root's name."""
+        build = find("suite", {**SUITES, **MADE_SUITES}, self.suite)
+        if self.asked:
+            raise InputError(
+                f"suite {self.suite} takes no settings, got {', '.join(self.asked)}; suites that do: "
+                f"{', '.join(MADE_SUITES)}"
+            )
+        root = DataRoot.open(self.data)
+        frozen = self.retrieval.run().path if isinstance(self.retrieval, RetrieveJob) else self.retrieval
+        suite = build(self.suite, root, passages=self.passages, frozen=frozen, limit=self.limit, shots=self.shots)
+        return suite, self.passages, root.name
+
+    def _made(self) -> tuple[Any, int, None]:
+        """The suite that makes its questions and their passages, and how many passages; no data root is read."""
+        if self.passages or self.retrieval or self.shots:
+            raise InputError(f"suite {self.suite} makes its own passages; it takes no passages, retrieval or shots")
+        from harness.model.load import load_tokenizer
+
+        config_type = find("suite", MADE_SUITES, self.suite)
+        settings = read_settings(self.suite, config_type, self.asked)
+        if missing := [name for name in _required(config_type) if name not in settings]:
+            raise InputError(f"suite {self.suite} needs a setting of {', '.join(missing)}")
+        suite = config_type(**settings).build(self.suite, load_tokenizer(self.checkpoint), self.limit)
+        return suite, suite.passages, None
 
     def said(self, result: RunRecord) -> str:
         """EM with its interval, the chance line where there is one, n and errors."""
@@ -151,13 +181,17 @@ def check_counts(*, passages: int, max_new_tokens: int) -> None:
         raise InputError(f"expected at least 0 passages and 1 new token, got {passages} and {max_new_tokens}")
 
 
-def _notes(training: dict[str, Any], root: str) -> tuple[str, ...]:
-    """What a reader of the table has to know about the checkpoint."""
-    notes = [WORLD_ORDER] if is_world(root) else []
+def _required(config_type: Any) -> list[str]:
+    return [field.name for field in fields(config_type) if field.default is MISSING]
+
+
+def _notes(training: dict[str, Any], root: str | None) -> tuple[str, ...]:
+    """What a reader of the table has to know about the checkpoint; ``root`` is None where a suite makes its text."""
+    notes = [WORLD_ORDER] if root and is_world(root) else []
     if training.get("data") == "world":
         notes.append(WORLD_READER)
         if training.get("init") == "circuit":
             notes.append(HAND_BUILT)
-        if not is_world(root):
+        if root and not is_world(root):
             notes.append(NOT_MEANT)
     return tuple(notes)

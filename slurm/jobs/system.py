@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from harness.cli.catalog import SYSTEMS, find
 from harness.errors import InputError, unknown
 from harness.protocol import Demonstration, System
+
+BOOLEANS = {"true": True, "false": False}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,12 +50,16 @@ def open_system(
 
 def configure(name: str, config_type: Any, checkpoint: str, options: Mapping[str, Any]) -> Any:
     """The settings as a dataclass; text values (from a command line) are read as their field's type."""
+    return config_type(**(config_type.defaults(checkpoint) | read_settings(name, config_type, options)))
+
+
+def read_settings(name: str, config_type: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """``options`` with text values read as their field's type. Raises ``InputError`` for what is no field of it."""
     types = get_type_hints(config_type)
     for option in options:
         if option not in types:
             raise unknown(f"setting of {name}", option, types)
-    read = {option: _read(option, types[option], value) for option, value in options.items()}
-    return config_type(**(config_type.defaults(checkpoint) | read))
+    return {option: _read(option, types[option], value) for option, value in options.items()}
 
 
 def parse_settings(texts: list[str]) -> dict[str, str]:
@@ -67,6 +73,12 @@ def parse_settings(texts: list[str]) -> dict[str, str]:
 def _read(option: str, kind: Any, value: Any) -> Any:
     if not isinstance(value, str):
         return value
+    if get_origin(kind) is tuple:
+        return tuple(_read(option, get_args(kind)[0], part) for part in value.split(","))
+    if kind is bool:
+        if value not in BOOLEANS:
+            raise unknown(f"value of setting {option}:", value, BOOLEANS)
+        return BOOLEANS[value]
     kinds = [k for k in get_args(kind) or (kind,) if k is not type(None)]
     if value == "none" and type(None) in get_args(kind):
         return None

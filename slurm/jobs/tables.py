@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from results.draw import draw, write
+from results.draw import draw, memory_grids, write
 from results.formats import to_markdown
+from results.records import read_records
 from results.tables import Table
 from slurm.jobs import Progress
 
@@ -29,4 +30,7 @@ class TablesJob:
         return tables
 
     def said(self, result: list[Table]) -> str:
-        return "\n\n" + "\n".join(to_markdown(table, self.out / "tables") for table in result)
+        folder = self.out / "tables"
+        grids = memory_grids(read_records([self.runs]), self.experiment, folder)
+        texts = [*(to_markdown(table, folder) for table in result), *(grid.markdown() for grid in grids.values())]
+        return "\n\n" + "\n".join(texts)

@@ -1,4 +1,4 @@
-"""Look-ups of two steps in the synthetic world, whose second step lies at a set distance from the first.
+"""Look-ups of two steps in the synthetic world, the second of them so many tokens before the first.
 
     [others] [what is true of B] [filler: ``distance`` tokens] [the teacher of A is B. the teacher of C is D.]
 
@@ -31,13 +31,13 @@ BEFORE = 3  # at most so many passages stand before the first that matters
 
 @dataclass(frozen=True, kw_only=True)
 class Chain:
-    """``passages`` with both steps in them; ``far`` is asked for, ``near`` is the other chain's value."""
+    """``passages`` with both steps in them; ``far`` is the answer to either question, ``other`` the other chain's."""
 
     passages: tuple[str, ...]
     two_steps: str
     one_step: str
     far: str
-    near: str
+    other: str
 
 
 def draw_chain(rng: random.Random, ruler: Ruler, split: Split, *, distance: int, piece: int) -> Chain:
@@ -69,7 +69,7 @@ def draw_chain(rng: random.Random, ruler: Ruler, split: Split, *, distance: int,
         two_steps=f"What is the {asked} of the {noun} of {_name(asker)}",
         one_step=f"What is the {asked} of {_name(b)}",
         far=told_b.value(relation),
-        near=told_d.value(relation),
+        other=told_d.value(relation),
     )
 
 

@@ -1,6 +1,11 @@
 """Training batches that ask for what stood far back in the context: pass keys, and look-ups of one step and of two.
 
 Beside ``practice``, whose vocabulary this is (``Exercise``, ``Row``). Training keys and people are never test ones.
+
+One recipe for all systems (``PRACTICE``, ``stage``): each starts from its trained checkpoint and sees the same rows, so
+the same tokens, in whatever form its method gives them. The tiny decoders know neither digits nor most of the template's
+words (they are spelled in bytes), so this teaches to copy digit by digit, not only to look far back; ``Spelling`` is
+there for that alone, and without it REFRAG learned no digit at all (results/LOG.md).
 """
 
 from __future__ import annotations
@@ -11,11 +16,13 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from harness import prompts
-from harness.data.haystack import Hidden, Ruler, filled
-from harness.data.passkey import FILLER, draw_key, draw_owner, question, statement
+from harness.data.haystack import Hidden, Ruler, Words, filled
+from harness.data.passkey import TRAINED_LENGTH, FILLER, draw_key, draw_owner, question, statement
 from harness.data.world.links import draw_chain
+from harness.data.world.practice import Mixture
 from harness.protocol import Passage
 from harness.train.rows import Block, Row
+from harness.train.stage import Muon, Schedule, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +40,7 @@ class KeyFinding:
     lengths: tuple[int, ...]
     tokens: int
     piece: int = 64
-    keys: tuple[int, ...] = (1, 1, 2, 4)
+    keys: tuple[int, ...] = (1, 1, 4, 8)
     digits: int = 5
 
     def draw(self, rng: random.Random, position: int, tokenizer: PreTrainedTokenizerFast) -> list[Row]:  # noqa: ARG002
@@ -49,12 +56,29 @@ class KeyFinding:
             Hidden(text=statement(key, owner), depth=(place + rng.random()) / n)
             for place, key, owner in zip(rng.sample(range(n), keys), numbers, owners, strict=True)
         ]
-        texts = filled(
-            _ruler(tokenizer), FILLER, hidden, length=length, piece=self.piece, phase=rng.randrange(len(FILLER))
-        )
+        words = Words(FILLER, phase=rng.randrange(len(FILLER)))
+        texts = filled(_ruler(tokenizer), words, hidden, length=length, piece=self.piece)
         row = _over(texts, tokenizer)
         asked = list(zip(owners, numbers, strict=True))
         _ask(row, [(question(owner), key) for owner, key in rng.sample(asked, keys)], tokenizer)
+        return row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spelling:
+    """Contexts of one of ``numbers`` numbers, to be said again: every digit an answer, where a key gives five."""
+
+    numbers: tuple[int, ...] = (1, 2, 4, 8)
+    tokens: int = 1024
+    digits: int = 5
+
+    def draw(self, rng: random.Random, position: int, tokenizer: PreTrainedTokenizerFast) -> list[Row]:  # noqa: ARG002
+        count = rng.choice(self.numbers)
+        return [self._row(rng, count, tokenizer) for _ in range(max(1, self.tokens // (count * (self.digits + 1))))]
+
+    def _row(self, rng: random.Random, count: int, tokenizer: PreTrainedTokenizerFast) -> Row:
+        row = _over([" ".join(draw_key(rng, self.digits, "train") for _ in range(count))], tokenizer)
+        row.say(row.context[0].text, answer=True)
         return row
 
 
@@ -75,6 +99,31 @@ class Following:
         row = _over(chain.passages, tokenizer)
         _ask(row, [(chain.two_steps, chain.far), (chain.one_step, chain.far)], tokenizer)
         return row
+
+
+PRACTICE = Mixture(
+    exercises=(
+        Spelling(),
+        KeyFinding(lengths=(64, 128, 256, TRAINED_LENGTH), tokens=4096),
+        KeyFinding(lengths=(64, 128, 256, TRAINED_LENGTH), tokens=4096),
+        # With the links, the passages before and what is known of B that is at most TRAINED_LENGTH tokens.
+        Following(distances=(32, 64, 128, 256, 352), tokens=3072),
+    )
+)
+LANGUAGE_WEIGHT = 0.02
+
+
+def stage(trained: tuple[str, ...] = ("",), boosted: tuple[str, ...] = (), boost: float = 1.0) -> Stage:
+    """How long and at what rates; ``trained`` is what a system's method trains, ``boosted`` what it takes faster."""
+    return Stage(
+        name="memory",
+        steps=600,
+        optimizer=Muon(lr=2e-3, adamw_lr=1.4e-3),
+        schedule=Schedule(warmup=0.04, decay="cosine", floor=0.05),
+        trained=trained,
+        boosted=boosted,
+        boost=boost,
+    )
 
 
 @lru_cache(maxsize=1)
