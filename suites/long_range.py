@@ -77,10 +77,10 @@ class LongRangeConfig:
         chain = draw_chain(rng, ruler, "test", distance=self.distance, piece=self.piece)
         return Example(
             id=f"{self.distance}-{number}",
-            question=chain.two_steps if self.steps == 2 else chain.one_step,
-            answers=(chain.far,),
+            question=chain.far.two_steps if self.steps == 2 else chain.far.one_step,
+            answers=(chain.far.answer,),
             passages=tuple(Passage(id=str(place), title="", text=text) for place, text in enumerate(chain.passages)),
-            meta={"other": chain.other},
+            meta={"other": chain.other.answer},
         )
 
 

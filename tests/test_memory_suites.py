@@ -167,14 +167,14 @@ def test_a_chain_has_its_far_fact_at_the_distance(distance: int) -> None:
     for _ in range(10):
         chain = draw_chain(rng, RULER, "test", distance=distance, piece=32)
         assert set(tokens(list(chain.passages))) == {32}
-        b = chain.one_step.split(" of ")[1]
-        asker = chain.two_steps.split(" of ")[2]
+        b = chain.far.one_step.split(" of ")[1]
+        asker = chain.far.two_steps.split(" of ")[2]
         assert f"of {asker} " in chain.passages[-1]
         assert b in chain.passages[-1]
         (place,) = [i for i, text in enumerate(chain.passages[:-1]) if b in text]
         assert 32 * (len(chain.passages) - 2 - place) == distance  # between the two passages
-        assert chain.far in values_stated(chain.passages[place], chain.two_steps)
-        assert any(chain.other in values_stated(text, chain.one_step) for text in chain.passages[:-1])
+        assert chain.far.answer in values_stated(chain.passages[place], chain.far.two_steps)
+        assert any(chain.other.answer in values_stated(text, chain.far.one_step) for text in chain.passages[:-1])
         words = lexicon()
         first, last = b.split()
         assert is_test((words.first_names.index(first), words.last_names.index(last)))
@@ -215,6 +215,11 @@ def test_practice_asks_for_what_it_says_and_no_longer_than_it_says() -> None:
     (row, *_) = Spelling(numbers=(2,)).draw(rng, 0, TOKENIZER)
     assert row.tail == row.context[0].text
     assert all(row.is_answer)
+
+    for row in Following(distances=(64,), tokens=64 * 40).draw(rng, 0, TOKENIZER):
+        said = TOKENIZER.decode(row.tail, skip_special_tokens=False).split("<answer>")
+        subjects = {part.split("</s>")[-1].rstrip("?").split(" of ")[-1] for part in said[:2]}
+        assert len(subjects) == 2, "the second answer could be copied from the first"
 
     longest = max(Following(distances=(352,), tokens=352 * 40).draw(rng, 0, TOKENIZER), key=lambda r: len(r.context))
     assert sum(len(block.text) for block in longest.context) <= passkey.TRAINED_LENGTH

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from harness.data.haystack import Ruler
 from harness.data.world.facts import (
     Biography,
+    Person,
     Split,
     draw_biography,
     draw_person,
@@ -30,14 +31,21 @@ BEFORE = 3  # at most so many passages stand before the first that matters
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chain:
-    """``passages`` with both steps in them; ``far`` is the answer to either question, ``other`` the other chain's."""
+class LookUp:
+    """One answer, and the two questions that have it."""
 
-    passages: tuple[str, ...]
     two_steps: str
     one_step: str
-    far: str
-    other: str
+    answer: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain:
+    """Passages, what is looked up at the set distance, and the other look-up over the same passages."""
+
+    passages: tuple[str, ...]
+    far: LookUp
+    other: LookUp
 
 
 def draw_chain(rng: random.Random, ruler: Ruler, split: Split, *, distance: int, piece: int) -> Chain:
@@ -64,23 +72,29 @@ def draw_chain(rng: random.Random, ruler: Ruler, split: Split, *, distance: int,
     rng.shuffle(links)
     told = [state(rng, biography) for biography in (*others[:before], told_b, *between)]
     asked = rng.choice(lexicon().relations[relation].nouns)
+
+    def look_up(who: Person, told: Biography) -> LookUp:
+        return LookUp(
+            two_steps=f"What is the {asked} of the {noun} of {_name(who)}",
+            one_step=f"What is the {asked} of {told.name}",
+            answer=told.value(relation),
+        )
+
     return Chain(
         passages=tuple(_to_length(ruler, text, piece) for text in (*told, " ".join(links))),
-        two_steps=f"What is the {asked} of the {noun} of {_name(asker)}",
-        one_step=f"What is the {asked} of {_name(b)}",
-        far=told_b.value(relation),
-        other=told_d.value(relation),
+        far=look_up(asker, told_b),
+        other=look_up(other, told_d),
     )
 
 
-def _people(rng: random.Random, n: int, split: Split) -> list[tuple[int, int]]:
-    people: dict[tuple[int, int], None] = {}
+def _people(rng: random.Random, n: int, split: Split) -> list[Person]:
+    people: dict[Person, None] = {}
     while len(people) < n:
         people[draw_person(rng, split)] = None
     return list(people)
 
 
-def _knowing(rng: random.Random, person: tuple[int, int], relation: int) -> Biography:
+def _knowing(rng: random.Random, person: Person, relation: int) -> Biography:
     """A biography that has ``relation``."""
     relations = draw_relations(rng)
     if relation not in relations:
@@ -88,7 +102,7 @@ def _knowing(rng: random.Random, person: tuple[int, int], relation: int) -> Biog
     return draw_biography(rng, person, relations)
 
 
-def _name(person: tuple[int, int]) -> str:
+def _name(person: Person) -> str:
     return Biography(person, ()).name
 
 

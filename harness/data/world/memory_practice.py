@@ -40,7 +40,7 @@ class KeyFinding:
     lengths: tuple[int, ...]
     tokens: int
     piece: int = 64
-    keys: tuple[int, ...] = (1, 1, 4, 8)
+    keys: tuple[int, ...] = (1, 1, 2, 4)
     digits: int = 5
 
     def draw(self, rng: random.Random, position: int, tokenizer: PreTrainedTokenizerFast) -> list[Row]:  # noqa: ARG002
@@ -84,7 +84,10 @@ class Spelling:
 
 @dataclass(frozen=True, kw_only=True)
 class Following:
-    """Chains of ``links``, at one of ``distances`` tokens: both steps asked for, and the far one alone."""
+    """Chains of ``links``, at one of ``distances`` tokens, in one step or in two: both look-ups of a context.
+
+    Never one look-up in both ways: the second answer would be copied from the first.
+    """
 
     distances: tuple[int, ...]
     tokens: int
@@ -97,17 +100,19 @@ class Following:
     def _row(self, rng: random.Random, distance: int, tokenizer: PreTrainedTokenizerFast) -> Row:
         chain = draw_chain(rng, _ruler(tokenizer), "train", distance=distance, piece=self.piece)
         row = _over(chain.passages, tokenizer)
-        _ask(row, [(chain.two_steps, chain.far), (chain.one_step, chain.far)], tokenizer)
+        asked = rng.sample([chain.far, chain.other], 2)
+        two_steps = rng.random() < 0.5
+        _ask(row, [(each.two_steps if two_steps else each.one_step, each.answer) for each in asked], tokenizer)
         return row
 
 
 PRACTICE = Mixture(
     exercises=(
         Spelling(),
-        KeyFinding(lengths=(64, 128, 256, TRAINED_LENGTH), tokens=4096),
-        KeyFinding(lengths=(64, 128, 256, TRAINED_LENGTH), tokens=4096),
+        KeyFinding(lengths=(64, 128, 256, TRAINED_LENGTH), tokens=3072),
+        KeyFinding(lengths=(64, 128, 256, TRAINED_LENGTH), tokens=3072),
         # With the links, the passages before and what is known of B that is at most TRAINED_LENGTH tokens.
-        Following(distances=(32, 64, 128, 256, 352), tokens=3072),
+        Following(distances=(32, 64, 128, 256, 352), tokens=2048),
     )
 )
 LANGUAGE_WEIGHT = 0.02
@@ -117,7 +122,7 @@ def stage(trained: tuple[str, ...] = ("",), boosted: tuple[str, ...] = (), boost
     """How long and at what rates; ``trained`` is what a system's method trains, ``boosted`` what it takes faster."""
     return Stage(
         name="memory",
-        steps=600,
+        steps=800,
         optimizer=Muon(lr=2e-3, adamw_lr=1.4e-3),
         schedule=Schedule(warmup=0.04, decay="cosine", floor=0.05),
         trained=trained,
