@@ -38,7 +38,11 @@ class Ruler:
 
     def length(self, text: str) -> int:
         """The tokens of ``text`` alone."""
-        return len(text_ids(self.tokenizer, [text])[0])
+        return self.lengths([text])[0]
+
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """The tokens of each text alone; many in one call cost little more than one."""
+        return [len(ids) for ids in text_ids(self.tokenizer, texts)]
 
     def cost(self, word: str, *, first: bool = False) -> int:
         """What ``word`` adds to a text: as its first word, or after others."""
@@ -117,9 +121,9 @@ def _piece(ruler: Ruler, words: Words, needle: Hidden | None, number: int, n: in
 def check_lengths(ruler: Ruler, pieces: Sequence[str], piece: int) -> None:
     """Raise ``InputError`` for a piece that is not ``piece`` tokens: a tokenizer that merges across words."""
     distinct = list(dict.fromkeys(pieces))
-    for text, ids in zip(distinct, text_ids(ruler.tokenizer, distinct), strict=True):
-        if len(ids) != piece:
+    for text, tokens in zip(distinct, ruler.lengths(distinct), strict=True):
+        if tokens != piece:
             raise InputError(
-                f"expected {piece} tokens, got {len(ids)} for {text[:60]!r}: this tokenizer merges across words, so "
+                f"expected {piece} tokens, got {tokens} for {text[:60]!r}: this tokenizer merges across words, so "
                 "contexts cannot be made of an exact length"
             )

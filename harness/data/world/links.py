@@ -11,6 +11,7 @@ is stated as everywhere in the world.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.data.haystack import Ruler
@@ -81,7 +82,7 @@ def draw_chain(rng: random.Random, ruler: Ruler, split: Split, *, distance: int,
         )
 
     return Chain(
-        passages=tuple(_to_length(ruler, text, piece) for text in (*told, " ".join(links))),
+        passages=tuple(_to_length(ruler, [*told, " ".join(links)], piece)),
         far=look_up(asker, told_b),
         other=look_up(other, told_d),
     )
@@ -106,10 +107,10 @@ def _name(person: Person) -> str:
     return Biography(person, ()).name
 
 
-def _to_length(ruler: Ruler, text: str, piece: int) -> str:
-    room = piece - ruler.length(text)
-    if room < 0:
-        raise InputError(f"{text!r} takes {piece - room} tokens; a passage has {piece}")
-    return " ".join([text, *[ruler.padding] * room])
-
-
+def _to_length(ruler: Ruler, texts: Sequence[str], piece: int) -> list[str]:
+    filled = []
+    for text, tokens in zip(texts, ruler.lengths(texts), strict=True):
+        if tokens > piece:
+            raise InputError(f"{text!r} takes {tokens} tokens; a passage has {piece}")
+        filled.append(" ".join([text, *[ruler.padding] * (piece - tokens)]))
+    return filled

@@ -123,7 +123,7 @@ def stage(trained: tuple[str, ...] = ("",), boosted: tuple[str, ...] = (), boost
     return Stage(
         name="memory",
         steps=800,
-        optimizer=Muon(lr=2e-3, adamw_lr=1.4e-3),
+        optimizer=Muon(lr=1e-3, adamw_lr=7e-4),
         schedule=Schedule(warmup=0.04, decay="cosine", floor=0.05),
         trained=trained,
         boosted=boosted,
