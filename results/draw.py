@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from harness.data.passkey import TRAINED_LENGTH
+from harness.data.world.links import TRAINED_DISTANCE
 from harness.errors import InputError
 from harness.files import write_atomically
 from results import figures, formats, memory, memory_figure, tables
@@ -58,12 +59,12 @@ def memory_grids(records: Sequence[Record], experiment: str, folder: Path) -> di
         lines = memory.passkey_lines(records, experiment, keys=keys)
         stem = experiment if keys == 1 else f"{experiment}-{keys}-keys"
         grids[stem] = memory.by_length(lines, experiment, keys, TRAINED_LENGTH, folder)
-        if equal := memory.at_equal_positions(lines, experiment, folder):
+        if keys == 1 and (equal := memory.at_equal_positions(lines, experiment, folder)):
             grids[f"{stem}-positions"] = equal
     for steps in memory.step_counts(records, experiment):
         lines = memory.long_range_lines(records, experiment, steps=steps)
         name = f"{experiment}-long-range-{steps}"
-        grids[name] = memory.by_distance(lines, experiment, steps, TRAINED_LENGTH, folder)
+        grids[name] = memory.by_distance(lines, experiment, steps, TRAINED_DISTANCE, folder)
     return grids
 
 
@@ -79,7 +80,7 @@ def _memory_files(records: Sequence[Record], experiment: str, out: Path) -> File
         pictures[stem] = memory_figure.draw_heat_map(lines, TRAINED_LENGTH)
     if steps := memory.step_counts(records, experiment):
         panels = {n: memory.long_range_lines(records, experiment, steps=n) for n in steps}
-        pictures[f"{experiment}-long-range"] = memory_figure.draw_distances(panels, TRAINED_LENGTH)
+        pictures[f"{experiment}-long-range"] = memory_figure.draw_distances(panels, TRAINED_DISTANCE)
     return files | {
         out / "figures" / f"{stem}.{kind}": picture
         for stem, kinds in pictures.items()

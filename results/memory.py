@@ -157,7 +157,7 @@ def by_distance(lines: Sequence[Line], experiment: str, steps: int, trained: int
         lines=[*body, ["Chance", *map(percent, chances)]],
         notes=[
             _scored(lines),
-            f"Trained on contexts of up to {trained:,} tokens, distance included.",
+            f"Trained at distances of up to {trained:,} tokens.",
             "Chance: a value of the asked relation, of whomever. A reader that follows one of the two links at random "
             "has half of the answers.",
         ],

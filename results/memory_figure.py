@@ -1,6 +1,6 @@
 """Two figures of what is left of a context: a heat map, length by depth, per system; and accuracy against distance.
 
-Drawn like ``figures``: no pyplot, the same bytes every time. The trained length is marked in both.
+Drawn like ``figures``: no pyplot, the same bytes every time. What was trained on is marked in both.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def draw_heat_map(lines: Sequence[Line], trained: int) -> dict[str, bytes]:
 
 
 def draw_distances(panels_of: Mapping[int, Sequence[Line]], trained: int) -> dict[str, bytes]:
-    """Exact match in percent against distance, a panel per number of steps; chance dashed, trained length dotted."""
+    """Exact match in percent against distance, a panel per number of steps; chance dashed, trained distance dotted."""
     from matplotlib import style
     from matplotlib.figure import Figure
 
@@ -136,7 +136,7 @@ def _distance_panel(panel: Axes, lines: Sequence[Line], names: Sequence[str], tr
     )
     distances = sorted({d for line in lines for d in line.records})
     panel.set_xscale("log", base=2)
-    panel.axvline(trained, color=CHANCE_GREY, linewidth=0.8, linestyle=":")
+    panel.axvline(trained, color=CHANCE_GREY, linewidth=0.8, linestyle=":", label="longest in training")
     panel.set_xticks(distances, [_short(d) for d in distances])
     panel.xaxis.set_minor_locator(NullLocator())
     panel.set_xlabel("distance, tokens")

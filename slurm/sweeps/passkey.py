@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.data.passkey import TRAINED_LENGTH
+from harness.data.world.links import TRAINED_DISTANCE
 from harness.errors import InputError
 from slurm.jobs.evaluate import EvaluateJob
 from slurm.jobs.tables import TablesJob
@@ -35,7 +36,7 @@ LENGTHS = (128, 256, TRAINED_LENGTH, 1024, 2048, 4096)
 LONGER = (8192, 16384)  # REFRAG's alone: k times a length at which standard RAG was asked
 AMONG = 4  # keys in one context
 AMONG_LENGTHS = (256, TRAINED_LENGTH, 2048)
-DISTANCES = (32, 128, 352, 1024, 2048)
+DISTANCES = (32, 128, TRAINED_DISTANCE, 1024, 2048)
 STEPS = (1, 2)
 PER_DEPTH = 40
 PER_DISTANCE = 150

@@ -28,6 +28,7 @@ from harness.data.world.lexicon import lexicon
 from harness.errors import InputError
 
 LINKS = ("teacher", "rival")  # relations to another person
+TRAINED_DISTANCE = 352  # tokens at the most in the project's own training; with all around it passkey.TRAINED_LENGTH
 BEFORE = 3  # at most so many passages stand before the first that matters
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from harness import prompts
 from harness.data.haystack import Hidden, Ruler, Words, filled
 from harness.data.passkey import TRAINED_LENGTH, FILLER, draw_key, draw_owner, question, statement
-from harness.data.world.links import draw_chain
+from harness.data.world.links import TRAINED_DISTANCE, draw_chain
 from harness.data.world.practice import Mixture
 from harness.protocol import Passage
 from harness.train.rows import Block, Row
@@ -111,8 +111,7 @@ PRACTICE = Mixture(
         Spelling(),
         KeyFinding(lengths=(64, 128, 256, TRAINED_LENGTH), tokens=3072),
         KeyFinding(lengths=(64, 128, 256, TRAINED_LENGTH), tokens=3072),
-        # With the links, the passages before and what is known of B that is at most TRAINED_LENGTH tokens.
-        Following(distances=(32, 64, 128, 256, 352), tokens=2048),
+        Following(distances=(32, 64, 128, 256, TRAINED_DISTANCE), tokens=2048),
     )
 )
 LANGUAGE_WEIGHT = 0.02
