@@ -28,6 +28,7 @@ from torch import Tensor
 
 from baselines.cepe_model import CepeConfig
 from harness.data.text_practice import NextParagraph, NextToken
+from harness.data.world import memory_practice
 from harness.data.world.practice import Exercise, Practice, Reading
 from harness.model.chunking import split
 from harness.train.losses import token_losses
@@ -234,4 +235,15 @@ CPT = {
     "tiny": _cpt(800, "tiny"),
     "tiny-short": _cpt(200, "tiny-short"),
     "tiny-distilled": _cpt(800, "tiny", kl_weight=2.0),
+}
+# Passkeys and look-ups on top of that (slurm/sweeps/passkey.py); the decoder stays frozen, as in CEPE's other stages.
+MEMORY = {
+    "tiny": CepeRecipe(
+        stage=memory_practice.stage(TRAINED),
+        after=("cepe", "cpt", "tiny"),
+        requires=("cepe/warmup", "cepe/cpt"),
+        model=MODEL,
+        data=memory_practice.PRACTICE,
+        language_weight=memory_practice.LANGUAGE_WEIGHT,
+    )
 }

@@ -108,12 +108,13 @@ def read_blocks(model: nn.Module, batch: Batch) -> Tensor:
     return logits
 
 
-def _matched(standard: stages.DecoderRecipe) -> BlockRecipe:
-    """Standard RAG's fine-tuning, under the block mask."""
-    assert standard.after is not None
+def _matched(standard: stages.DecoderRecipe, after: tuple[str, str, str] | None = None) -> BlockRecipe:
+    """Standard RAG's stage, under the block mask; ``after`` is another start than its own."""
+    start = after or standard.after
+    assert start is not None
     return BlockRecipe(
         stage=standard.stage,
-        after=standard.after,
+        after=start,
         data=standard.data,
         language_weight=standard.language_weight,
     )
@@ -124,3 +125,4 @@ FINETUNE = {
     for scale, standard in stages.FINETUNE.items()
     if isinstance(standard, stages.DecoderRecipe)  # the text scales have no passages to keep apart
 }
+MEMORY = {scale: _matched(standard, after=("kv_reuse", "finetune", scale)) for scale, standard in stages.MEMORY.items()}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from baselines import text_stages
 from baselines.text_stages import TextDecoderRecipe
+from harness.data.world import memory_practice
 from harness.data.world.practice import Copying, Exercise, Growing, Mixture, Practice, Reading, Retelling
 from harness.train.losses import answer_loss, read_tokens
 from harness.train.rows import collate_tokens
@@ -117,4 +118,13 @@ FINETUNE: dict[str, DecoderRecipe | TextDecoderRecipe] = {
     "tiny-short": _finetune(150, "tiny-short"),
     "text-tiny": text_stages.finetune(670, "text-tiny"),
     "text-tiny-short": text_stages.finetune(2, "text-tiny-short"),
+}
+# Passkeys and look-ups on top of that (slurm/sweeps/passkey.py).
+MEMORY = {
+    "tiny": DecoderRecipe(
+        after=("standard_rag", "finetune", "tiny"),
+        stage=memory_practice.stage(),
+        data=memory_practice.PRACTICE,
+        language_weight=memory_practice.LANGUAGE_WEIGHT,
+    )
 }

@@ -9,7 +9,7 @@ from typing import Any
 from harness import metrics, statistics
 from harness.config import plain
 
-BINARY = metrics.BINARY | {"oracle_hit"}
+BINARY = metrics.BINARY | {"oracle_hit", "other_link"}
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

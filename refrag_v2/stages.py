@@ -28,6 +28,7 @@ from types import MappingProxyType
 from typing import Any
 
 from harness.data.text_practice import NextParagraph, Repeating
+from harness.data.world import memory_practice
 from harness.data.world.practice import Copying, Growing, Pairs, Quizzing, Reading, Sketches
 from harness.train.stage import AdamW, Muon, Schedule, Stage
 from refrag_v2.grpo import GrpoConfig, WarmUpConfig
@@ -266,6 +267,19 @@ def text(k: int, suffix: str, first: int, second: int) -> dict[str, RefragRecipe
     }
 
 
+def memory(k: int) -> RefragRecipe:
+    """Passkeys and look-ups on top of all of it, nothing expanded (slurm/sweeps/passkey.py); the policy stays."""
+    start = tiny(k, LONG)["policy"]
+    return RefragRecipe(
+        after=("refrag_v2", "policy", f"tiny-k{k}"),
+        requires=(*start.requires, "refrag_v2/policy"),
+        stage=memory_practice.stage(("decoder.", *ENCODING), ENCODING, 4),
+        model=start.model,
+        data=memory_practice.PRACTICE,
+        language_weight=memory_practice.LANGUAGE_WEIGHT,
+    )
+
+
 STAGES = ("reconstruction", "cpt", "mixed", "finetune", "policy_start", "policy")
 _RECIPES: dict[str, Mapping[str, RefragRecipe | PolicyRecipe]] = {
     f"tiny-k{k}{budget.suffix}": tiny(k, budget) for k in (4, 8, 16, 32) for budget in (LONG, SHORT, HALF)
@@ -284,3 +298,4 @@ _RECIPES |= {f"text-tiny-k{k}-short": text(k, "-short", 2, 2) for k in (8, 16, 3
 RECONSTRUCTION, CPT, MIXED, FINETUNE, POLICY_START, POLICY = (
     {scale: recipes[stage] for scale, recipes in _RECIPES.items() if stage in recipes} for stage in STAGES
 )
+MEMORY = {f"tiny-k{k}": memory(k) for k in (8, 16, 32)}

@@ -6,10 +6,12 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from harness.data.passkey import TRAINED_LENGTH
 from harness.data.sources import DataRoot, load_questions
+from harness.data.world.links import TRAINED_DISTANCE
 from harness.errors import InputError
 from harness.files import write_atomically
-from results import figures, formats, perplexity, perplexity_figure, popularity, tables
+from results import figures, formats, memory, memory_figure, perplexity, perplexity_figure, popularity, tables
 from results.cost import build_cost_table, to_csv, to_grid
 from results.records import Record, read_records
 
@@ -19,7 +21,7 @@ Files = dict[Path, bytes]
 def draw(
     records: Iterable[Path], out: Path, *, experiments: Sequence[str] | None = None, metric: str = "em"
 ) -> tuple[list[tables.Table], Files]:
-    """The tables of ``experiments`` (None: each that has records), and what belongs in ``out``.
+    """The accuracy tables of ``experiments`` (None: each that has records), and all files that belong in ``out``.
 
     Experiments that measure log-perplexity have tables of another kind: they are among the files alone. Nothing is
     written: that is for ``write``, once everything has been drawn. Raises ``InputError`` where no record answers
@@ -27,13 +29,16 @@ def draw(
     """
     folders = list(records)
     found = read_records(folders)
-    scored = perplexity.experiments(found)
-    wanted = [*tables.experiments(found, metric), *scored] if experiments is None else experiments
-    names = [name for name in wanted if name not in scored]
+    answered, scored, remembered = _experiments(found, metric)
+    wanted = [*answered, *scored, *remembered] if experiments is None else experiments
+    names = [name for name in wanted if name in answered or name not in (*scored, *remembered)]
     files: Files = {}
     for name in scored:
         if name in wanted:
             files |= draw_perplexity(found, folders, out, name)
+    for name in remembered:
+        if name in wanted:
+            files |= _memory_files(found, name, out)
     if files and not names:
         return [], files
     if not names:
@@ -74,7 +79,12 @@ def draw_perplexity(found: Sequence[Record], folders: Iterable[Path], out: Path,
 def experiments(records: Iterable[Path], metric: str = "em") -> list[str]:
     """The experiments that ``records`` belong to and that have tables."""
     found = read_records(records)
-    return [*tables.experiments(found, metric), *perplexity.experiments(found)]
+    return list(dict.fromkeys(name for kind in _experiments(found, metric) for name in kind))
+
+
+def _experiments(found: Sequence[Record], metric: str) -> tuple[list[str], list[str], list[str]]:
+    """Those that answer questions, that score windows, and that remember."""
+    return tables.experiments(found, metric), perplexity.experiments(found), memory.experiments(found)
 
 
 def popularity_files(
@@ -98,6 +108,42 @@ def popularity_files(
     if not files:
         raise InputError(f"no record of {', '.join(experiments)} asks PopQA, so there is nothing to draw by popularity")
     return files
+
+
+def memory_grids(records: Sequence[Record], experiment: str, folder: Path) -> dict[str, formats.Grid]:
+    """The tables of passkeys and look-ups by name, for a document in ``folder``."""
+    grids: dict[str, formats.Grid] = {}
+    for keys in memory.key_counts(records, experiment):
+        lines = memory.passkey_lines(records, experiment, keys=keys)
+        stem = experiment if keys == 1 else f"{experiment}-{keys}-keys"
+        grids[stem] = memory.by_length(lines, experiment, keys, TRAINED_LENGTH, folder)
+        if keys == 1 and (equal := memory.at_equal_positions(lines, experiment, folder)):
+            grids[f"{stem}-positions"] = equal
+    for steps in memory.step_counts(records, experiment):
+        lines = memory.long_range_lines(records, experiment, steps=steps)
+        name = f"{experiment}-long-range-{steps}"
+        grids[name] = memory.by_distance(lines, experiment, steps, TRAINED_DISTANCE, folder)
+    return grids
+
+
+def _memory_files(records: Sequence[Record], experiment: str, out: Path) -> Files:
+    folder = out / "tables"
+    files: Files = {folder / f"{experiment}.csv": memory.to_csv(records, experiment).encode()}
+    for stem, grid in memory_grids(records, experiment, folder).items():
+        files |= {folder / f"{stem}.md": grid.markdown().encode(), folder / f"{stem}.tex": grid.latex().encode()}
+    pictures: dict[str, dict[str, bytes]] = {}
+    for keys in memory.key_counts(records, experiment):
+        lines = memory.passkey_lines(records, experiment, keys=keys)
+        stem = experiment if keys == 1 else f"{experiment}-{keys}-keys"
+        pictures[stem] = memory_figure.draw_heat_map(lines, TRAINED_LENGTH)
+    if steps := memory.step_counts(records, experiment):
+        panels = {n: memory.long_range_lines(records, experiment, steps=n) for n in steps}
+        pictures[f"{experiment}-long-range"] = memory_figure.draw_distances(panels, TRAINED_DISTANCE)
+    return files | {
+        out / "figures" / f"{stem}.{kind}": picture
+        for stem, kinds in pictures.items()
+        for kind, picture in kinds.items()
+    }
 
 
 def cost_texts(records: Iterable[Path], folder: Path, names: Iterable[str]) -> dict[str, str]:

@@ -13,7 +13,7 @@ import pytest
 
 from harness.cli.catalog import EXPERIMENTS, SYSTEMS
 from harness.cli.main import main
-from harness.config import load
+from harness.config import digest, load
 from harness.errors import InputError
 from slurm.jobs.align import AlignJob
 from slurm.jobs.compare import CompareJob
@@ -26,6 +26,7 @@ from slurm.jobs.train import TrainJob
 from slurm.local import Phase
 from slurm.sweeps.objective import STAGES as OBJECTIVE_STAGES
 from slurm.sweeps.objective import objective
+from slurm.sweeps.passkey import passkey
 from slurm.sweeps.selection import SEEDS, K, selection
 from slurm.sweeps.tiny import CHOICES, RATES, rag_training, refrag_training, tiny, train_phase
 
@@ -257,6 +258,39 @@ def test_the_budget_where_none_is_given(plan: Plan, name: str, from_scratch: boo
     assert all(each.scale.endswith(suffix) for each in trained if each.system != "decoder")
 
 
+# Pass keys
+
+
+def test_passkey_asks_every_system_the_same_and_refrag_at_k_times_the_length(plan: Plan) -> None:
+    phases = plan(passkey)
+    assert list(phases) == ["train", "evaluate", "tables"]
+    last = [each for each in phases["train"].jobs if each.stage == "memory"]
+    assert [(each.system, each.scale) for each in last] == [
+        ("standard_rag", "tiny"), ("kv_reuse", "tiny"), ("cepe", "tiny"),
+        *(("refrag_v2", f"tiny-k{k}") for k in (8, 16, 32)),
+    ]  # fmt: skip
+    asked = {each.checkpoint: [] for each in cells(phases["evaluate"])}
+    for each in cells(phases["evaluate"]):
+        asked[each.checkpoint].append((each.suite, tuple(sorted(each.asked.items()))))
+    assert asked.keys() == {str(each.checkpoint) for each in last}
+    reference = set(asked[str(last[0].checkpoint)])
+    assert all(reference <= set(found) for found in asked.values())
+    assert all(len(set(found)) == len(found) for found in asked.values())
+    lengths: dict[int | None, set[int]] = {}
+    for each in cells(phases["evaluate"]):
+        if each.suite == "passkey":
+            lengths.setdefault(each.options.get("k"), set()).add(each.asked["length"])
+    for k in (8, 16, 32):
+        assert {k * length for length in lengths[None]} & lengths[k], "some length has a partner of as many positions"
+
+
+def test_all_systems_practise_on_the_same_rows_for_as_many_steps(plan: Plan) -> None:
+    recipes = [each.recipe() for each in plan(passkey)["train"].jobs if each.stage == "memory"]
+    assert (
+        len({digest([r.data, r.stage.steps, r.stage.seed, r.stage.optimizer, r.stage.schedule]) for r in recipes}) == 1
+    )
+
+
 # Training in order
 
 
@@ -264,9 +298,12 @@ def links(phase: Phase) -> list[tuple[TrainJob, TrainJob | None]]:
     return [(each, each.before) for each in phase.jobs]
 
 
-@pytest.mark.parametrize("experiment", [tiny, selection])
-@pytest.mark.parametrize("budget", ["long", "short"])
-def test_each_training_stands_once_and_after_what_it_starts_from(plan: Plan, experiment: Any, budget: str) -> None:
+@pytest.mark.parametrize(
+    ("experiment", "budget"), [(e, b) for e in (tiny, selection) for b in ("long", "short")] + [(passkey, None)]
+)
+def test_each_training_stands_once_and_after_what_it_starts_from(
+    plan: Plan, experiment: Any, budget: str | None
+) -> None:
     phase = plan(experiment, budget=budget)["train"]
     names = [each.name for each in phase.jobs]
     assert len(set(names)) == len(names)

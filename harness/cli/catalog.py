@@ -38,11 +38,21 @@ ASKED_SUITES: Mapping[str, str] = {
     "pubmed_summary": "suites.summarisation:SummarisationConfig",
 }
 
+# Suites that make their questions by settings of their own, in tokens of the decoder that is asked.
+MADE_SUITES: Mapping[str, str] = {
+    "passkey": "suites.passkey:PasskeyConfig",
+    "long_range": "suites.long_range:LongRangeConfig",
+}
+
 RECIPES: Mapping[str, Mapping[str, str]] = {
     "decoder": {"pretrain": "baselines.stages:PRETRAIN"},
-    "standard_rag": {"finetune": "baselines.stages:FINETUNE"},
-    "kv_reuse": {"finetune": "baselines.kv_reuse_stages:FINETUNE"},
-    "cepe": {"warmup": "baselines.cepe_stages:WARMUP", "cpt": "baselines.cepe_stages:CPT"},
+    "standard_rag": {"finetune": "baselines.stages:FINETUNE", "memory": "baselines.stages:MEMORY"},
+    "kv_reuse": {"finetune": "baselines.kv_reuse_stages:FINETUNE", "memory": "baselines.kv_reuse_stages:MEMORY"},
+    "cepe": {
+        "warmup": "baselines.cepe_stages:WARMUP",
+        "cpt": "baselines.cepe_stages:CPT",
+        "memory": "baselines.cepe_stages:MEMORY",
+    },
     "refrag_v1": {
         "cpt_recon": "refrag_v1.stages:CPT_RECON",
         "cpt_next": "refrag_v1.stages:CPT_NEXT",
@@ -55,6 +65,7 @@ RECIPES: Mapping[str, Mapping[str, str]] = {
         "finetune": "refrag_v2.stages:FINETUNE",
         "policy": "refrag_v2.stages:POLICY",
         "policy_start": "refrag_v2.stages:POLICY_START",
+        "memory": "refrag_v2.stages:MEMORY",
     },
 }
 
@@ -74,6 +85,7 @@ EXPERIMENTS: Mapping[str, str] = {
     "k_ablation": "slurm.sweeps.k_ablation:k_ablation",
     "pooling": "slurm.sweeps.pooling:pooling",
     "perplexity": "slurm.sweeps.perplexity:perplexity",
+    "passkey": "slurm.sweeps.passkey:passkey",
     "real": "slurm.sweeps.real:real",
 }
 

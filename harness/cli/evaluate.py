@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from harness.cli.catalog import ASKED_SUITES, SUITES, SYSTEMS
+from harness.cli.catalog import ASKED_SUITES, MADE_SUITES, SUITES, SYSTEMS
 
 HELP = "evaluate one system on one suite (goes on where its journal ends)"
 
@@ -32,6 +32,9 @@ The right passage at place 10 of 20; conversations with 4 earlier turns; an arti
       --retrieval FILE --ask history=4
   refrag-bench evaluate --system refrag_v2 --suite arxiv_summary --checkpoint DIR --data DIR --passages 100 \
       --set max_positions=512 --max-new-tokens 200
+A pass key in 1,024 tokens, and a look-up 512 tokens away (the suite makes its own passages, of exact length):
+  refrag-bench evaluate --system refrag_v2 --suite passkey --checkpoint DIR --ask length=1024 --ask instructions=false
+  refrag-bench evaluate --system standard_rag --suite long_range --checkpoint DIR --ask distance=512 --ask steps=1
 The retrieval file is what `refrag-bench retrieve` froze, or any DPR/FiD file with the questions' ids.
 """
 
@@ -47,18 +50,21 @@ settings (--set NAME=VALUE); the checkpoint's own where it knows them:
   select=NAME                refrag_v2: which ones: none, all, first, random, perplexity-desc, perplexity-asc, policy,
                              oracle (synthetic world only)
 
-what is asked (--ask NAME=VALUE):
+what is asked (--ask NAME=VALUE); lengths and distances in tokens of the checkpoint's tokenizer:
   gold_position              position=N: the place of the right passage, 1 is the first
   topiocqa, qrecc, orconvqa  history=N: earlier turns in the question, the latest (10)
   arxiv_summary, pubmed_summary
                              words=N: of the article in each passage (100)
+  passkey                    length=N; depths=0,25,50,75,100 (percent), n=50 contexts at each, keys=1, digits=5,
+                             piece=64 (tokens of a passage), instructions=true|false, seed=0
+  long_range                 distance=N; steps=2 (1: the control), n=200, piece=32, seed=0
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = DESCRIPTION, EPILOG + SETTINGS
     parser.add_argument("--system", required=True, help=", ".join(SYSTEMS))
-    parser.add_argument("--suite", required=True, help=", ".join([*SUITES, *ASKED_SUITES]))
+    parser.add_argument("--suite", required=True, help=", ".join([*SUITES, *ASKED_SUITES, *MADE_SUITES]))
     parser.add_argument(
         "--ask",
         action="append",

@@ -26,6 +26,8 @@ experiments:
   perplexity
          log-perplexity of the next tokens of real text given s tokens before them, every system, in the layout of the
          paper's Tables 1 and 2; trains tiny models on the text of --data (about an hour of one core)
+  passkey
+         pass keys at every length and depth, and look-ups at every distance, within the trained length and past it
   real   NQ, TriviaQA and PopQA questions over the corpus of a data root: indexes it with BM25, FAISS and Qdrant,
          freezes every retrieval, prints hit@1/5/20, and evaluates the tiny decoder on it (scores near zero: it has
          never read natural language; give --checkpoint for a decoder that has)"""

@@ -14,11 +14,12 @@ says where it came from.
 
 systems and stages:
   decoder        pretrain (the decoder that all systems start from)
-  standard_rag   finetune
-  kv_reuse       finetune (under the mask that it serves)
-  cepe           warmup, cpt, in this order
+  standard_rag   finetune, memory
+  kv_reuse       finetune (under the mask that it serves), memory
+  cepe           warmup, cpt, memory, in this order
   refrag_v1      cpt_recon, cpt_next, train_policy; no order is enforced
-  refrag_v2      reconstruction, cpt, mixed, finetune, policy_start, policy, in this order
+  refrag_v2      reconstruction, cpt, mixed, finetune, policy_start, policy, memory, in this order
+  (memory: pass keys and far look-ups, for `run passkey`; tiny-k8, tiny-k16, tiny-k32)
 
 scales:
   tiny                                        decoder, standard_rag, kv_reuse, cepe

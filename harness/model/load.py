@@ -123,6 +123,17 @@ def load_decoder(name: str, *, dtype: str = "float32", device: str = "cpu") -> D
     return Decoder(model=model.to(where).eval(), tokenizer=tokenizer, checkpoint=_identity(folder, config), source=name)
 
 
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer in folder ``name``, or of Hub id ``name``. Raises ``InputError`` where there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise InputError(f"decoder {name}: its tokenizer cannot be loaded: {_first_line(error)}") from error
+    return tokenizer
+
+
 def _check_architecture(name: str, config: Any) -> None:
     """Refuse what the forward in ``llama`` does not compute: other families, biases, other activations."""
     if config.model_type != "llama":

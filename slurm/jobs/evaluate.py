@@ -7,7 +7,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.cli.catalog import ASKED_SUITES, SUITES, SYSTEMS, find
+from harness.cli.catalog import ASKED_SUITES, MADE_SUITES, SUITES, SYSTEMS, find
 from harness.config import plain
 from harness.data.sources import DataRoot
 from harness.data.world import is_world
@@ -50,7 +50,8 @@ class Cell:
 class EvaluateJob:
     """One cell of a table: a system with a checkpoint on a suite with a number of passages.
 
-    ``asked`` are the settings of a suite that has some of its own (``ASKED_SUITES``).
+    ``asked`` are the settings of a suite that has some of its own. One that makes its questions from them
+    (``MADE_SUITES``) makes its passages too: there ``passages`` stays 0.
     """
 
     system: str
@@ -77,6 +78,8 @@ class EvaluateJob:
         settings = ", ".join(f"{name}={value}" for name, value in self.options.items())
         system = f"{self.system} ({settings})" if settings else self.system
         asked = "".join(f", {name} {value}" for name, value in self.asked.items())
+        if self.suite in MADE_SUITES:
+            return f"{system} on {self.suite}{asked}"
         return f"{system} on {self.suite}{asked}, {f'{self.passages} passages' if self.passages else 'closed-book'}"
 
     def run(self, progress: Progress | None = None) -> RunRecord:
@@ -104,10 +107,7 @@ class EvaluateJob:
             )
         experiment_name(self.experiment)
         find("system", SYSTEMS, self.system)
-        build = self._suite()
-        root = DataRoot.open(self.data)
-        frozen = self.retrieval.run().path if isinstance(self.retrieval, RetrieveJob) else self.retrieval
-        suite = build(self.suite, root, passages=self.passages, frozen=frozen, limit=self.limit, shots=self.shots)
+        suite, passages, root = self._made() if self.suite in MADE_SUITES else self._found()
 
         device = open_device(self.device)
         opened = open_system(
@@ -122,7 +122,7 @@ class EvaluateJob:
         spec = RunSpec(
             suite=suite.spec,
             retrieval=suite.retrieval,
-            passages=self.passages,
+            passages=passages,
             system=SystemSpec(
                 name=self.system,
                 config=plain(opened.config) | ({"shots": self.shots} if self.shots else {}),
@@ -135,23 +135,46 @@ class EvaluateJob:
             prompt_version=PROMPT_VERSION,
             metric_version=METRIC_VERSION,
         )
-        notes = _notes(read_training(Path(self.checkpoint)), root.name)
+        notes = _notes(read_training(Path(self.checkpoint)), root)
         return Cell(spec=spec, suite=suite, system=opened.system, notes=notes, device=device)
 
-    def _suite(self) -> Any:
-        """What builds the suite: with its settings, where it has some."""
-        target = find("suite", {**SUITES, **ASKED_SUITES}, self.suite)
-        if self.suite not in ASKED_SUITES:
-            if self.asked:
-                raise InputError(
-                    f"suite {self.suite} takes no settings, got {', '.join(self.asked)}; suites that do: "
-                    f"{', '.join(ASKED_SUITES)}"
-                )
-            return target
-        settings = read_settings(self.suite, target, self.asked)
-        if missing := [name for name in _required(target) if name not in settings]:
+    def _found(self) -> tuple[Any, int, str | None]:
+        """The suite whose questions lie in the data root, how many passages it gives, and the root's name."""
+        build = self._builder()
+        root = DataRoot.open(self.data)
+        frozen = self.retrieval.run().path if isinstance(self.retrieval, RetrieveJob) else self.retrieval
+        suite = build(self.suite, root, passages=self.passages, frozen=frozen, limit=self.limit, shots=self.shots)
+        return suite, self.passages, root.name
+
+    def _builder(self) -> Any:
+        """What builds such a suite: with its settings, where it has some."""
+        target = find("suite", {**SUITES, **ASKED_SUITES, **MADE_SUITES}, self.suite)
+        if self.suite in ASKED_SUITES:
+            return target(**self._settings(target)).build
+        if self.asked:
+            raise InputError(
+                f"suite {self.suite} takes no settings, got {', '.join(self.asked)}; suites that do: "
+                f"{', '.join([*ASKED_SUITES, *MADE_SUITES])}"
+            )
+        return target
+
+    def _made(self) -> tuple[Any, int, None]:
+        """The suite that makes its questions and their passages, and how many passages; no data root is read."""
+        if self.passages or self.retrieval or self.shots:
+            raise InputError(f"suite {self.suite} makes its own passages; it takes no passages, retrieval or shots")
+        from harness.model.load import load_tokenizer
+
+        config_type = find("suite", MADE_SUITES, self.suite)
+        settings = self._settings(config_type)
+        suite = config_type(**settings).build(self.suite, load_tokenizer(self.checkpoint), self.limit)
+        return suite, suite.passages, None
+
+    def _settings(self, config_type: Any) -> dict[str, Any]:
+        """What was asked of a suite. Raises ``InputError`` for unknown settings and for missing ones."""
+        settings = read_settings(self.suite, config_type, self.asked)
+        if missing := [name for name in _required(config_type) if name not in settings]:
             raise InputError(f"suite {self.suite} needs a setting of {', '.join(missing)} (--ask NAME=VALUE)")
-        return target(**settings).build
+        return settings
 
     def said(self, result: RunRecord) -> str:
         """EM (of summaries ROUGE-L) with its interval, n, and where there are: chance line, retrieval, errors."""
@@ -180,13 +203,13 @@ def _required(config_type: Any) -> list[str]:
     return [field.name for field in fields(config_type) if field.default is MISSING]
 
 
-def _notes(training: dict[str, Any], root: str) -> tuple[str, ...]:
-    """What a reader of the table has to know about the checkpoint."""
-    notes = [WORLD_ORDER] if is_world(root) else []
+def _notes(training: dict[str, Any], root: str | None) -> tuple[str, ...]:
+    """What a reader of the table has to know about the checkpoint; ``root`` is None where a suite makes its text."""
+    notes = [WORLD_ORDER] if root and is_world(root) else []
     if training.get("data") == "world":
         notes.append(WORLD_READER)
         if training.get("init") == "circuit":
             notes.append(HAND_BUILT)
-        if not is_world(root):
+        if root and not is_world(root):
             notes.append(NOT_MEANT)
     return tuple(notes)

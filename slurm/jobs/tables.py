@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from results import replication
-from results.draw import draw, draw_perplexity, write
+from results.draw import draw, draw_perplexity, memory_grids, write
 from results.formats import to_markdown
 from results.layouts import Layout
 from results.records import read_records
@@ -33,7 +33,10 @@ class TablesJob:
         return tables
 
     def said(self, result: list[Table]) -> str:
-        return "\n\n" + "\n".join(to_markdown(table, self.out / "tables") for table in result)
+        folder = self.out / "tables"
+        grids = memory_grids(read_records([self.runs]), self.experiment, folder)
+        texts = [*(to_markdown(table, folder) for table in result), *(grid.markdown() for grid in grids.values())]
+        return "\n\n" + "\n".join(texts)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,143 @@
+"""Pass keys and look-ups as tables and figures: every figure from its record, the same bytes every time."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_results import DOCUMENT
+
+from harness.cli.main import main
+from harness.errors import InputError
+from results import memory, memory_figure
+from results.draw import draw
+from results.records import read_records
+
+
+def score(mean: float, n: int = 20) -> dict[str, Any]:
+    return {"mean": mean, "low": max(0.0, mean - 0.1), "high": min(1.0, mean + 0.1), "n": n, "method": "wilson"}
+
+
+def write(
+    folder: Path, run_id: str, system: str, config: dict[str, Any], metrics: dict[str, Any], **asked: Any
+) -> None:
+    document = copy.deepcopy(DOCUMENT)
+    suite = "passkey" if "length" in asked else "long_range"
+    document |= {"run_id": run_id, "experiments": ["passkey"], "metrics": metrics}
+    document["spec"]["suite"] |= {"name": suite, "root": "made", "settings": asked}
+    document["spec"]["system"] |= {"name": system, "config": config}
+    path = folder / suite / system / run_id / "record.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(document))
+
+
+def key(em: float, positions: float, **depths: float) -> dict[str, Any]:
+    by_depth = {f"em@{depth.removeprefix('d')}": score(mean) for depth, mean in depths.items()}
+    return {"em": score(em, 40), "decoder_positions": score(positions), "digits": score(em)} | by_depth
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Path:
+    folder = tmp_path / "records"
+    of_key = {"keys": 1, "digits": 5}
+    for run, (length, em) in enumerate({512: 1.0, 1024: 0.5}.items()):
+        write(folder, f"a{run}", "standard_rag", {}, key(em, length + 20, d0=em, d100=em / 2), length=length, **of_key)
+    for run, length in enumerate((512, 4096)):
+        metrics = key(0.75, length / 8 + 20, d0=0.7, d100=0.8)
+        write(folder, f"b{run}", "refrag_v2", {"k": 8}, metrics, length=length, **of_key)
+    for run, (distance, chance) in enumerate({64: 0.4, 1024: 0.1}.items()):
+        for steps in (1, 2):
+            metrics = {"em": score(0.9 / steps), "chance": score(chance), "other_link": score(0.3)}
+            write(folder, f"c{run}{steps}", "standard_rag", {}, metrics, distance=distance, steps=steps)
+    return folder
+
+
+def test_scores_stand_at_their_length_and_are_linked(records: Path, tmp_path: Path) -> None:
+    lines = memory.passkey_lines(read_records([records]), "passkey", keys=1)
+    grid = memory.by_length(lines, "passkey", 1, 512, tmp_path)
+    assert list(grid.head) == ["System", "512", "1,024", "4,096"]
+    assert [line[0] for line in grid.lines] == ["Standard RAG", "REFRAG v2 (k=8)"]
+    assert grid.lines[0][1] == "[100.0](records/passkey/standard_rag/a0/record.json) [90.0, 100.0]"
+    assert grid.lines[0][3] == grid.lines[1][2] == "-"
+    assert "n = 40" in grid.notes[0]
+
+
+def test_equal_positions_put_l_beside_k_l(records: Path, tmp_path: Path) -> None:
+    lines = memory.passkey_lines(read_records([records]), "passkey", keys=1)
+    grid = memory.at_equal_positions(lines, "passkey", tmp_path)
+    assert grid is not None
+    (line,) = grid.lines
+    assert line[0] == "512"
+    assert "a0/record.json" in line[1] and line[1].endswith("@532")
+    assert "b1/record.json" in line[2] and line[2].endswith("@532")
+    assert memory.at_equal_positions(lines[:1], "passkey", tmp_path) is None
+
+
+def test_look_ups_have_their_chance_line(records: Path, tmp_path: Path) -> None:
+    found = read_records([records])
+    assert memory.step_counts(found, "passkey") == [1, 2]
+    grid = memory.by_distance(memory.long_range_lines(found, "passkey", steps=2), "passkey", 2, 512, tmp_path)
+    assert grid.lines[0][1].startswith("[45.0](records/long_range/standard_rag/c02/record.json)")
+    assert grid.lines[-1] == ["Chance", "40.0", "10.0"]
+
+
+def test_the_csv_has_every_depth(records: Path) -> None:
+    rows = list(csv.DictReader(io.StringIO(memory.to_csv(read_records([records]), "passkey"))))
+    (cell,) = [r for r in rows if (r["run_id"], r["metric"]) == ("a1", "em@100")]
+    assert (cell["suite"], cell["tokens"], float(cell["mean"])) == ("passkey", "1024", 0.25)
+    assert {r["keys_or_steps"] for r in rows if r["suite"] == "long_range"} == {"1", "2"}
+
+
+def test_two_records_for_one_cell_are_refused(records: Path) -> None:
+    write(records, "a9", "standard_rag", {}, key(0.1, 9, d0=0.1), length=512, keys=1, digits=5)
+    with pytest.raises(InputError, match="two records for one cell"):
+        memory.passkey_lines(read_records([records]), "passkey", keys=1)
+
+
+def test_the_heat_map_marks_the_trained_length_and_shows_every_cell(records: Path) -> None:
+    lines = memory.passkey_lines(read_records([records]), "passkey", keys=1)
+    pictures = memory_figure.draw_heat_map(lines, 512)
+    assert pictures == memory_figure.draw_heat_map(lines, 512)
+    assert pictures["png"].startswith(b"\x89PNG")
+    other = memory_figure.draw_heat_map(lines, 1024)
+    assert other["svg"] != pictures["svg"], "the line moves with the trained length"
+    lines[0].records[512].metrics["em@0"] = score_of(0.2)  # type: ignore[index]
+    assert memory_figure.draw_heat_map(lines, 512)["svg"] != pictures["svg"]
+
+
+def score_of(mean: float) -> Any:
+    from harness.statistics import Interval
+
+    return Interval(mean=mean, low=0.0, high=1.0, n=20, method="wilson")
+
+
+def test_drawing_leaves_tables_and_figures_of_both(records: Path, tmp_path: Path) -> None:
+    tables, files = draw([records], tmp_path / "out")
+    assert tables == []
+    names = {path.relative_to(tmp_path / "out").as_posix() for path in files}
+    assert names == {
+        "tables/passkey.csv",
+        *(
+            f"tables/{stem}.{kind}"
+            for stem in ("passkey", "passkey-positions", "passkey-long-range-1", "passkey-long-range-2")
+            for kind in ("md", "tex")
+        ),
+        *(f"figures/{stem}.{kind}" for stem in ("passkey", "passkey-long-range") for kind in ("png", "svg")),
+    }
+    assert draw([records], tmp_path / "out")[1] == files
+
+
+def test_the_verb_draws_them_and_knows_no_other_experiment(
+    records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["tables", "--records", str(records), "--out", str(out), "--experiment", "passkey"]) == 0
+    assert (out / "figures" / "passkey.svg").exists()
+    capsys.readouterr()
+    assert main(["tables", "--records", str(records), "--out", str(out), "--experiment", "tiny"]) == 2
+    assert "unknown experiment" in capsys.readouterr().err
