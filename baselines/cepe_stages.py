@@ -97,8 +97,8 @@ class CepeRecipe:
             logits = read_passages(cepe, batch)
             losses, answers = token_losses(logits, batch["labels"]), batch["is_answer"][:, 1:]
             total = losses[answers].mean()
-            if self.language_weight:
-                others = (batch["labels"][:, 1:] != IGNORED) & ~answers
+            others = (batch["labels"][:, 1:] != IGNORED) & ~answers
+            if self.language_weight and others.any():  # all that the decoder reads may be an answer
                 total = total + self.language_weight * losses[others].mean()
             if self.kl_weight:
                 total = total + self.kl_weight * divergence_from_tokens(cepe, batch, logits)

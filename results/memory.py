@@ -71,8 +71,10 @@ def step_counts(records: Sequence[Record], experiment: str) -> list[int]:
 
 
 def settings(record: Record) -> Mapping[str, Any]:
-    """What the suite made its questions by."""
-    found: Mapping[str, Any] = record.spec["suite"]["settings"]
+    """What the suite made its questions by. Raises ``InputError`` where the record does not say."""
+    found: Mapping[str, Any] | None = record.spec["suite"].get("settings")
+    if found is None:
+        raise InputError(f"{record.path}: a record of suite {record.suite} without spec.suite.settings; run it again")
     return found
 
 

@@ -271,6 +271,15 @@ def test_the_loss_is_its_formula(language_weight: float, kl_weight: float) -> No
 
 
 @torch.no_grad()
+def test_where_all_is_answer_the_loss_is_theirs() -> None:
+    """The mean over no other token would be NaN, and end the training at its first step."""
+    model = random_cepe()
+    batch = collate_passages([Row([1], [Block([4], [10, 11])], [20, 21], [True, True])], 99)
+    with_others, without = (replace(recipe("cpt"), language_weight=weight).loss()(model, batch) for weight in (0.5, 0))
+    assert float(with_others) == float(without) > 0
+
+
+@torch.no_grad()
 def test_the_warm_ups_loss_is_over_every_token() -> None:
     model = random_cepe()
     losses = []

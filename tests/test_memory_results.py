@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_results import DOCUMENT
+from test_results import DOCUMENT, write_record
 
 from harness.cli.main import main
 from harness.errors import InputError
@@ -141,3 +141,9 @@ def test_the_verb_draws_them_and_knows_no_other_experiment(
     capsys.readouterr()
     assert main(["tables", "--records", str(records), "--out", str(out), "--experiment", "tiny"]) == 2
     assert "unknown experiment" in capsys.readouterr().err
+
+
+def test_a_record_without_its_settings_is_named(tmp_path: Path) -> None:
+    write_record(tmp_path, "a" * 16, **{"spec.suite.name": "passkey"})
+    with pytest.raises(InputError, match=r"record.json: a record of suite passkey without spec.suite.settings"):
+        draw([tmp_path], tmp_path / "out")

@@ -397,10 +397,10 @@ def test_bounds_that_rounding_pushed_past_their_mean_are_drawn(tmp_path: Path) -
 
 
 def test_records_of_other_suites_are_left_out_and_named(runs: Path) -> None:
-    write_record(runs, "e" * 16, **{"spec.suite.name": "passkey"})
+    write_record(runs, "e" * 16, **{"spec.suite.name": "perplexity"})
     table = table_of(runs)
     assert {column.suite for column in table.columns} == {"nq", "same_relation"}
-    assert "do not answer questions: passkey" in table.notes[-1]
+    assert "do not answer questions: perplexity" in table.notes[-1]
 
 
 def test_the_order_in_which_records_are_read_changes_no_byte(runs: Path) -> None:
@@ -528,7 +528,7 @@ def test_tables_json_is_one_list_over_all_experiments(
 
 
 def test_tables_without_a_question_answering_record_says_so(tmp_path: Path) -> None:
-    write_record(tmp_path, "a" * 16, **{"spec.suite.name": "passkey"})
+    write_record(tmp_path, "a" * 16, **{"spec.suite.name": "perplexity"})
     with pytest.raises(InputError, match=r"none of the 1 records answers questions.*nq, triviaqa"):
         tables_cli("--records", tmp_path, "--out", tmp_path / "out")
 

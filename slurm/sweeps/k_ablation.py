@@ -3,8 +3,8 @@
     refrag-bench run k_ablation
 
 Fills     results/tables/k_ablation.*, k_ablation-pairs.*
-Cost      offline, CPU: 18 trainings of 100 + 200 steps (COST)
-Expect    EXPECT
+Cost      offline, CPU: 18 trainings of 100 + 200 steps (25 minutes of one busy core)
+Expect    a peak at k = 8, the length of a fact; chance at 2, 4, 32 and 64
 
 A fact is 8 tokens here and a passage tells of eight facts: k = 64 holds a whole passage in one embedding.
 """

@@ -3,8 +3,8 @@
     refrag-bench run pooling
 
 Fills     results/tables/pooling.*, pooling-pairs.*
-Cost      offline, CPU: 12 trainings of 100 + 200 steps, three of them those of ``order`` (COST)
-Expect    EXPECT
+Cost      offline, CPU: 12 trainings of 100 + 200 steps, three of them those of ``order`` (not measured yet)
+Expect    not measured yet
 
 Window: the encoder reads a chunk alone, as in the paper, or the whole passage once. Pooling: the k states side by side
 (with a skip), or their mean.
