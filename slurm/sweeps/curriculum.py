@@ -3,7 +3,8 @@
     refrag-bench run curriculum
 
 Fills     results/tables/curriculum.*, curriculum-pairs.*
-Cost      offline, CPU: 15 trainings of 100 + 200 steps, three of them those of ``order`` (12 minutes without them of one busy core)
+Cost      offline, CPU: 15 trainings of 100 + 200 steps, three of them those of ``order`` (the others: 12 minutes of one
+          busy core)
 Expect    95 % under all, but one seed of three fails under linear and under none (results/LOG.md)
 
 The same curriculum in reconstruction and in CPT, at k = 8, up to 32 chunks. The seed's Table 11 and the paper's ask
