@@ -53,6 +53,10 @@ class SummarisationConfig:
 
     words: int = 100
 
+    def __post_init__(self) -> None:
+        if self.words < 1:
+            raise InputError(f"expected passages of at least 1 word, got {self.words}")
+
     def build(
         self, name: str, root: DataRoot, *, passages: int, frozen: Path | None, limit: int | None, shots: int = 0
     ) -> SummarisationSuite:

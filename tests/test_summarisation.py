@@ -110,7 +110,7 @@ def test_blank_rows_are_left_out_and_the_others_keep_their_numbers(tmp_path: Pat
         ([{"article": ["a"], "abstract": "b"}], {}, "row 0: expected article to be text, got ['a']"),
         ([{"article": "a", "highlights": "b"}], {}, "missing column abstract; columns found: article, highlights"),
         ([{"article": "a", "abstract": "b"}], {"passages": 0}, "needs at least 1 passage of the article, got 0"),
-        ([{"article": "a", "abstract": "b"}], {"words": 0}, "expected passages of at least 1 token, got 0"),
+        ([{"article": "a", "abstract": "b"}], {"words": 0}, "expected passages of at least 1 word, got 0"),
         ([{"article": "a", "abstract": "b"}], {"shots": 1}, "asked without demonstrations"),
         ([{"article": "a", "abstract": "b"}], {"frozen": Path("f")}, "it takes no retrieval file (f)"),
         ([{"article": "a", "abstract": "b"}], {"name": "pubmed_summary"}, "expected the dataset at"),

@@ -8,9 +8,9 @@ A row is one turn, in the columns that TopiOCQA (arXiv:2110.00768) and QReCC (ar
     Additional_answers          may be absent: a list of {"Answer": text}, other people's answers (TopiOCQA)
     Rewrite                     may be absent: the question with all that it needs from before (QReCC, the world)
 
-TopiOCQA's files have one line per turn in these names; its Hub repository is a loading script, which ``datasets`` no
-longer runs, so it takes a mirror with a card. ORConvQA (arXiv:2005.11364) names its columns otherwise: a mirror of it
-has to be brought into these.
+TopiOCQA's files have one line per turn in these names. Its Hub repository has been a loading script, which ``datasets``
+no longer runs; then a mirror of the files with a card serves. ORConvQA (arXiv:2005.11364) names its columns otherwise: a
+mirror of it has to be brought into these.
 
 How a turn is asked, with the last n of the earlier turns ("history"):
 
