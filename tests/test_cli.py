@@ -67,7 +67,7 @@ def no_record(runs: Path) -> None:
     [
         (
             ("--suite", "nqq"),
-            "unknown suite 'nqq' (did you mean 'nq'?); valid choices: arxiv_summary, gold_position, nq",
+            "unknown suite 'nqq' (did you mean 'nq'?); valid choices: arxiv_summary, gold_position, long_range, nq",
         ),
         (("--system", "standard-rag"), "unknown system 'standard-rag' (did you mean 'standard_rag'?); valid choices"),
         (("--checkpoint", "no/such/model"), "no decoder 'no/such/model'"),

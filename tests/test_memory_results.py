@@ -136,10 +136,10 @@ def test_the_verb_draws_them_and_knows_no_other_experiment(
     records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    assert main(["tables", "--records", str(records), "--out", str(out), "--experiment", "passkey"]) == 0
+    assert main(["tables", "--records", str(records), "--out", str(out), "--only", "passkey"]) == 0
     assert (out / "figures" / "passkey.svg").exists()
     capsys.readouterr()
-    assert main(["tables", "--records", str(records), "--out", str(out), "--experiment", "tiny"]) == 2
+    assert main(["tables", "--records", str(records), "--out", str(out), "--only", "tiny"]) == 2
     assert "unknown experiment" in capsys.readouterr().err
 
 

@@ -261,7 +261,7 @@ def test_a_suite_that_makes_its_questions_has_its_settings_in_the_identity_and_o
         ({"asked": {"length": 128}, "passages": 4}, "makes its own passages"),
         ({"asked": {"length": 128, "instructions": "perhaps"}}, "valid choices: false, true"),
         ({"suite": "nq", "asked": {"length": 128}}, "suite nq takes no settings"),
-        ({"suite": "none", "asked": {}}, "valid choices: long_range, nq, passkey"),
+        ({"suite": "none", "asked": {}}, "valid choices: .*long_range, nq, .*passkey"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(

@@ -386,7 +386,7 @@ def test_gradients_reach_all_of_encoder_and_projector() -> None:
         ({"encoder": "roberta-base", "pooling": "concat"}, r"'concat' needs an encoder that shares .* \(decoder:N\)"),
         (
             {"encoder": "random:roberta-huge"},
-            "'roberta-huge'.*valid choices: roberta-base, roberta-large, roberta-mini, roberta-tiny",
+            "'roberta-huge'.*valid choices: minilm, roberta-base, roberta-large, roberta-mini, roberta-tiny",
         ),
         ({"encoder": "decoder:9"}, "expected 1 to 4 encoder layers, got 9"),
         ({"encoder": "no/such/folder", "pooling": "cls"}, "no tokenizer 'no/such/folder' for the encoder"),

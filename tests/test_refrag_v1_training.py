@@ -93,7 +93,7 @@ def test_a_first_tokens_state_is_a_chunks_embedding(own_words: str, encoder: str
         ({"encoder": "decoder:1", "pooling": "cls"}, "'cls' needs an encoder with a classification token"),
         ({"encoder": "roberta-base", "pooling": "concat"}, r"'concat' needs an encoder that shares .* \(decoder:N\)"),
         ({"encoder": "no/such/folder", "pooling": "cls"}, "no tokenizer 'no/such/folder' for the encoder"),
-        ({"encoder": "random:roberta-huge"}, "'roberta-huge'.*valid choices: roberta-base"),
+        ({"encoder": "random:roberta-huge"}, "'roberta-huge'.*valid choices: minilm, roberta-base"),
     ],
 )
 def test_a_model_that_cannot_be_says_what_could(settings: dict[str, Any], message: str) -> None:

@@ -528,7 +528,7 @@ def test_tables_json_is_one_list_over_all_experiments(
 
 
 def test_tables_without_a_question_answering_record_says_so(tmp_path: Path) -> None:
-    write_record(tmp_path, "a" * 16, **{"spec.suite.name": "perplexity"})
+    write_record(tmp_path, "a" * 16, **{"spec.suite.name": "smoke"})
     with pytest.raises(InputError, match=r"none of the 1 records answers questions.*nq, triviaqa"):
         tables_cli("--records", tmp_path, "--out", tmp_path / "out")
 

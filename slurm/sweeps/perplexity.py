@@ -60,13 +60,13 @@ def perplexity(
     Raises ``InputError`` without ``data``, for a ``checkpoint`` (its tokens would not be the text's), and for an
     unknown ``budget``.
     """
+    budget = budget or "long"
+    if budget not in BUDGETS:
+        raise unknown("budget", budget, BUDGETS)
     if data is None:
         raise InputError(f"experiment {NAME!r} needs a text: give a folder or a Hub id with --data")
     if checkpoint is not None:
         raise InputError(f"experiment {NAME!r} trains its own decoder, on the text's own tokens; leave it out")
-    budget = budget or "long"
-    if budget not in BUDGETS:
-        raise unknown("budget", budget, BUDGETS)
     text = TextJob(data=str(data), runs=runs)
     yield Phase(title="text", jobs=[text])
     prepared = text.folder
