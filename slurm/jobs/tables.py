@@ -1,4 +1,4 @@
-"""Draw tables and figures from records: an experiment's, and those with published numbers beside ours."""
+"""Draw from records: an experiment's tables and figures, those with published numbers beside ours, and the page."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from results import replication
+from results import replication, report
 from results.draw import draw, write
 from results.formats import to_markdown
 from results.layouts import Layout
@@ -55,3 +55,24 @@ class ReplicationJob:
         counts = Counter(cell.status for layout in result for cell in layout.cells)
         said = ", ".join(f"{counts[status]} {status}" for status in ("measured", "computed", "not measured"))
         return f"{len(result)} tables; our cells: {said} (each says what it would take)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportJob:
+    """Draw everything as one page in ``out``: the records below ``runs``, and the accepted ones beside."""
+
+    runs: Path
+    out: Path
+
+    @property
+    def title(self) -> str:
+        return "draw the page"
+
+    def run(self, progress: Progress | None = None) -> report.Report:
+        drawn, files = report.draw([self.runs], self.out)
+        write(files)
+        return drawn
+
+    def said(self, result: report.Report) -> str:
+        tables = sum(len(section.tables) for section in result.sections)
+        return f"{self.out}: {tables} tables, {len(result.panels.made)} measurements to open"
