@@ -95,7 +95,7 @@ def gather(folders: Sequence[Path], home: Path) -> Report:
     own, accepted = read_records(folders), _accepted(home)
     found = {record.path: record for record in (*own, *accepted)}
     panels = Panels(records=found, journals=Journals(folders), folder=home)
-    everywhere = list(dict.fromkeys([*folders, *([home / "records"] if accepted else [])]))
+    everywhere = replication.searched(folders, home)
     sections = [*_experiments(own, accepted, panels)]
     if not sections:
         raise InputError(f"none of the {len(own)} records answers questions; suites that do: {', '.join(QA_SUITES)}")

@@ -12,7 +12,11 @@ from xml.etree import ElementTree
 from markupsafe import Markup
 
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
-LEFT_OUT = {f"{{{SVG}}}metadata", f"{{{SVG}}}style", f"{{{SVG}}}script"}  # the page has the one rule of matplotlib's style
+LEFT_OUT = {
+    f"{{{SVG}}}metadata",
+    f"{{{SVG}}}style",
+    f"{{{SVG}}}script",
+}  # the page has the one rule of matplotlib's style
 _REFERENCE = re.compile(r"url\(#|^#")
 
 

@@ -96,7 +96,8 @@ def _cell(text: str, path: Path | None, panels: Panels) -> PageCell:
     linked = [(part, panels.number(panels.folder / target) if target else None) for part, target in found]
     value = number("".join(part for part, _ in found))
     if path and value is not None and len(found) == 1:
-        linked = [(text, panels.number(path))]
+        first, space, rest = text.partition(" ")
+        linked = [(first, panels.number(path)), (space + rest, None)]
     return PageCell(parts=tuple(linked), value=value)
 
 

@@ -1,4 +1,4 @@
-"""A headless Chromium for tests, spoken to over its debugging pipe: JSON messages that end in NUL, on descriptors 3 and 4.
+"""A headless Chromium for tests, spoken to over its debugging pipe: JSON messages, each ended by NUL, on fds 3 and 4.
 
 That is the whole of what the page's tests need (real clicks and keys, other sizes, what the console said), so there is
 no package for it to install. https://chromedevtools.github.io/devtools-protocol/
@@ -60,7 +60,9 @@ class Page:
 
     def click(self, selector: str) -> None:
         """A real click in the middle of the first element that fits."""
-        self.run(f"document.querySelector({json.dumps(selector)}).scrollIntoView({{block: 'center', inline: 'center'}})")
+        self.run(
+            f"document.querySelector({json.dumps(selector)}).scrollIntoView({{block: 'center', inline: 'center'}})"
+        )
         box = self.run(
             f"(({{x, y, width, height}}) => [x + width / 2, y + height / 2])"
             f"(document.querySelector({json.dumps(selector)}).getBoundingClientRect())"

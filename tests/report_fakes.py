@@ -12,7 +12,7 @@ ATTACK = "<script>window.attacked = 1</script></script><img src=x onerror='windo
 
 
 def write_runs(folder: Path) -> Path:
-    """The runs below ``folder``; returns it. The journal has 4 wrong answers, 5 right ones, an error and a torn line."""
+    """The runs below ``folder``; returns it. Its journal: 4 wrong, 5 right, an error, a torn line."""
     contexts = folder / "data" / "world-0" / "ctxs" / "same_relation_n8.jsonl.gz"
     contexts.parent.mkdir(parents=True)
     rows = [

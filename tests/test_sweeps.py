@@ -88,7 +88,17 @@ def expanded(cell: EvaluateJob) -> tuple[float, str]:
 
 def test_tiny_goes_from_data_to_tables(plan: Plan, tmp_path: Path) -> None:
     phases = plan(tiny)
-    assert list(phases) == ["data", "train", "verify alignment", "retrieve", *ASKED, "race", "configurations", "tables", "report"]
+    assert list(phases) == [
+        "data",
+        "train",
+        "verify alignment",
+        "retrieve",
+        *ASKED,
+        "race",
+        "configurations",
+        "tables",
+        "report",
+    ]
     kinds = {title: {type(each) for each in phase.jobs} for title, phase in phases.items()}
     assert kinds == {
         "data": {WorldJob},
