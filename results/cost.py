@@ -61,8 +61,14 @@ class Line:
         part, whole = (self.record.metrics.get(figure) for figure in (name, SHARE_OF[name]))
         return part.mean / whole.mean if part and whole and whole.mean else None
 
+    def source(self, name: str) -> Record | None:
+        """The record that a figure, or the exact match of another suite, is from."""
+        if name in QA_SUITES:
+            return self.others.get(name)
+        return self.race if name in SPEEDS else self.record
+
     def value(self, name: str) -> Interval | None:
-        source = self.race if name in SPEEDS else self.record
+        source = self.source(name)
         return source.metrics.get(name) if source else None
 
 
@@ -79,6 +85,13 @@ class CostTable:
     @property
     def name(self) -> str:
         return f"{self.experiment}-cost"
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """What is shown: other suites, then figures, each with its title."""
+        suites = [suite for suite in QA_SUITES if any(suite in line.others for line in self.lines)]
+        shown = {name: title for name, title in FIGURES.items() if any(_shows(line, name) for line in self.lines)}
+        return {suite: f"EM, {QA_SUITES[suite]} (%)" for suite in suites} | shown
 
     @property
     def title(self) -> str:
@@ -126,21 +139,12 @@ def build_cost_table(records: Iterable[Record], experiment: str) -> CostTable | 
 
 def to_grid(table: CostTable, folder: Path) -> Grid:
     """The table as text, for Markdown and LaTeX."""
-    shown = {name: title for name, title in FIGURES.items() if any(_shows(line, name) for line in table.lines)}
-    suites = [suite for suite in QA_SUITES if any(suite in line.others for line in table.lines)]
     n = sorted({line.record.n_examples - line.record.n_errors for line in table.lines})
     prompts = sorted({line.race.n_examples for line in table.lines if line.race})
     return Grid(
         title=table.title,
-        head=["System", *(f"EM, {QA_SUITES[suite]} (%)" for suite in suites), *shown.values()],
-        lines=[
-            [
-                line.row.name,
-                *(_elsewhere(line, suite, folder) for suite in suites),
-                *(_cell(line, name, folder) for name in shown),
-            ]
-            for line in table.lines
-        ],
+        head=["System", *table.columns.values()],
+        lines=[[line.row.name, *(_cell(line, name, folder) for name in table.columns)] for line in table.lines],
         notes=[
             f"n = {', '.join(map(str, n))} questions, {', '.join(map(str, prompts))} prompts timed.",
             *_noisy(table.lines),
@@ -187,14 +191,9 @@ def _shows(line: Line, name: str) -> bool:
     return (line.share(name) if name in SHARES else line.value(name)) is not None
 
 
-def _elsewhere(line: Line, suite: str, folder: Path) -> str:
-    record = line.others.get(suite)
-    if record is None or "em" not in record.metrics:
-        return "not run"
-    return linked(_score(record.metrics["em"]), record.path, folder)
-
-
 def _cell(line: Line, name: str, folder: Path) -> str:
+    if name in QA_SUITES:
+        return _elsewhere(line, name, folder)
     if name in SHARES:
         share = line.share(name)
         return "-" if share is None else percent(share) if name == EXPANDED else f"{share:,.0f}"
@@ -206,6 +205,13 @@ def _cell(line: Line, name: str, folder: Path) -> str:
     if name in SPEEDS:
         return f"{value.mean:.2f} [{value.low:.2f}, {value.high:.2f}]"
     return linked(_score(value), line.record.path, folder) if name == "em" else _score(value)
+
+
+def _elsewhere(line: Line, suite: str, folder: Path) -> str:
+    record = line.others.get(suite)
+    if record is None or "em" not in record.metrics:
+        return "not run"
+    return linked(_score(record.metrics["em"]), record.path, folder)
 
 
 def _score(value: Interval) -> str:

@@ -14,13 +14,13 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from harness.statistics import Interval
 from results.records import Record
 from results.tables import Cell, Row, Table
 
-_LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
+_LINK = re.compile(r"\[([^\]]*)\]\(([^)]*)\)")
 _TEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -84,16 +84,36 @@ def linked(text: str, path: Path, folder: Path) -> str:
     return f"[{first}]({quote(link(path, folder))}) {rest}".rstrip()
 
 
+def parts(cell: str) -> list[tuple[str, str | None]]:
+    """A cell of a ``Grid`` as its texts in order, each with the file that it links to; None where it links to none."""
+    found: list[tuple[str, str | None]] = []
+    end = 0
+    for match in _LINK.finditer(cell):
+        found += [(cell[end : match.start()], None), (match[1], unquote(match[2]))]
+        end = match.end()
+    return [part for part in (*found, (cell[end:], None)) if part[0]]
+
+
+def to_grid(table: Table, folder: Path) -> Grid:
+    """The table as text; links as seen from ``folder``."""
+    return Grid(
+        title=table.title,
+        head=["System", "Passages", *(column.name for column in table.columns)],
+        lines=[
+            [row.name, row.context, *(_markdown_cell(cell, folder) for cell in cells)] for row, cells in _lines(table)
+        ],
+        notes=table.notes,
+    )
+
+
 def to_markdown(table: Table, folder: Path) -> str:
     """Title, table and notes, without a heading, so that it fits anywhere in a document."""
     from tabulate import tabulate
 
+    grid = to_grid(table, folder)
     body = tabulate(
-        [
-            [_pipes(row.name), row.context, *(_pipes(_markdown_cell(cell, folder)) for cell in cells)]
-            for row, cells in _lines(table)
-        ],
-        headers=["System", "Passages", *(_pipes(column.name) for column in table.columns)],
+        [[_pipes(cell) for cell in line] for line in grid.lines],
+        headers=[_pipes(name) for name in grid.head],
         tablefmt="pipe",
         colalign=("left", "right", *("left" for _ in table.columns)),
         disable_numparse=True,

@@ -7,13 +7,16 @@ import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from harness.files import write_atomically
 from results.latency import AGAIN, PREFILL, REFERENCE, RETRIEVE, Journal, Line, Ratio, read
 from results.latency_figure import draw
+
+if TYPE_CHECKING:
+    from results.formats import Grid
 
 _DASH = "-"
 _HEADINGS = (
@@ -76,6 +79,21 @@ def to_markdown(journal: Journal) -> str:
     for batch, members in by_batch.items():
         parts += ["", f"Batch size {batch}:", "", *_pipes([_HEADINGS, *map(_cells, members)])]
     return "\n".join([*parts, "", *(f"- {note}" for note in _NOTES), ""])
+
+
+def grids(journal: Journal) -> list[Grid]:
+    """The same tables, for a page: one per batch size."""
+    from results.formats import Grid  # not at the top: it needs more than a bare GPU machine has
+
+    return [
+        Grid(
+            title=f"Latency at the shape {journal.header['shape']}, batch size {batch}",
+            head=_HEADINGS,
+            lines=[_cells(line) for line in journal.lines if line.batch == batch],
+            notes=[*(condition.removeprefix("- ") for condition in _conditions(journal)), *_NOTES],
+        )
+        for batch in dict.fromkeys(line.batch for line in journal.lines)
+    ]
 
 
 def to_csv(journal: Journal) -> str:

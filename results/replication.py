@@ -32,7 +32,7 @@ def draw(records: Iterable[Path], out: Path, *, only: Sequence[str] | None = Non
     for name in wanted:
         if name not in NAMES:
             raise unknown("table or figure", name, NAMES)
-    folders = _folders(records, out)
+    folders = searched(records, out)
     ledger, evidence = Ledger(read_ledger()), read_evidence(folders)
     layouts = _configurations(ledger, folders, wanted, required=only is not None)
     layouts += [build(ledger, evidence) for name, build in RESULTS.items() if name in wanted]
@@ -65,7 +65,7 @@ def _configurations(ledger: Ledger, folders: Sequence[Path], wanted: Sequence[st
     return [build(ledger, facts) for build in asked]
 
 
-def _folders(records: Iterable[Path], out: Path) -> list[Path]:
+def searched(records: Iterable[Path], out: Path) -> list[Path]:
     """The folders in the order in which they are searched, the accepted records last."""
     accepted = [out / "records"] if (out / "records").is_dir() else []
     return list({folder.resolve(): folder for folder in (*records, *accepted)}.values())

@@ -21,7 +21,7 @@ from slurm.jobs.configurations import ConfigurationsJob
 from slurm.jobs.data import RetrieveJob, WorldJob
 from slurm.jobs.evaluate import EvaluateJob
 from slurm.jobs.race import RaceJob
-from slurm.jobs.tables import ReplicationJob, TablesJob
+from slurm.jobs.tables import ReplicationJob, ReportJob, TablesJob
 from slurm.jobs.train import TrainJob
 from slurm.local import Phase
 from slurm.sweeps.objective import STAGES as OBJECTIVE_STAGES
@@ -89,7 +89,17 @@ def expanded(cell: EvaluateJob) -> tuple[float, str]:
 
 def test_tiny_goes_from_data_to_tables(plan: Plan, tmp_path: Path) -> None:
     phases = plan(tiny)
-    assert list(phases) == ["data", "train", "verify alignment", "retrieve", *ASKED, "race", "configurations", "tables"]
+    assert list(phases) == [
+        "data",
+        "train",
+        "verify alignment",
+        "retrieve",
+        *ASKED,
+        "race",
+        "configurations",
+        "tables",
+        "report",
+    ]
     kinds = {title: {type(each) for each in phase.jobs} for title, phase in phases.items()}
     assert kinds == {
         "data": {WorldJob},
@@ -100,6 +110,7 @@ def test_tiny_goes_from_data_to_tables(plan: Plan, tmp_path: Path) -> None:
         "race": {RaceJob},
         "configurations": {ConfigurationsJob},
         "tables": {TablesJob, ReplicationJob},
+        "report": {ReportJob},
     }
     (world,) = phases["data"].jobs
     reading = [each for title in ("retrieve", *ASKED) for each in phases[title].jobs]
@@ -108,6 +119,7 @@ def test_tiny_goes_from_data_to_tables(plan: Plan, tmp_path: Path) -> None:
     assert [each.experiment for each in experiments] == ["tiny", "tiny-selection", "tiny-systems"]
     assert isinstance(replication, ReplicationJob)
     assert {each.out for each in phases["tables"].jobs} == {tmp_path / "out"}
+    assert [each.out for each in phases["report"].jobs] == [tmp_path / "out" / "report.html"]
 
 
 def test_tiny_holds_standard_rag_at_every_number_of_passages(plan: Plan) -> None:
@@ -210,7 +222,7 @@ def test_the_two_tables_share_the_runs_that_are_in_both(plan: Plan) -> None:
 
 def test_a_decoder_of_ones_own_is_read_by_standard_rag_alone(plan: Plan, tmp_path: Path) -> None:
     phases = plan(tiny, checkpoint="DECODER", data=tmp_path / "world", limit=7)
-    assert list(phases) == ["retrieve", "evaluate", "tables"]
+    assert list(phases) == ["retrieve", "evaluate", "tables", "report"]
     assert {(c.system, c.checkpoint, c.data, c.limit) for c in cells(phases["evaluate"])} == {
         ("standard_rag", "DECODER", tmp_path / "world", 7)
     }

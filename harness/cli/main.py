@@ -28,6 +28,7 @@ VERBS = (
     "evaluate",
     "latency",
     "tables",
+    "report",
     "ledger",
     "plan",
     "status",

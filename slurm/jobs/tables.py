@@ -1,4 +1,4 @@
-"""Draw tables and figures from records: an experiment's, and those with published numbers beside ours."""
+"""Draw from records: an experiment's tables and figures, those with published numbers beside ours, and the page."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from results import replication
+from results import replication, report
 from results.draw import draw, draw_perplexity, memory_grids, write
 from results.formats import to_markdown
 from results.layouts import Layout
@@ -80,3 +80,24 @@ class PerplexityTablesJob:
 
     def said(self, result: str) -> str:
         return f"\n\n{result}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportJob:
+    """Draw everything as one page in ``out``: the records below ``runs``, and the accepted ones beside."""
+
+    runs: Path
+    out: Path
+
+    @property
+    def title(self) -> str:
+        return "draw the page"
+
+    def run(self, progress: Progress | None = None) -> report.Report:
+        drawn, files = report.draw([self.runs], self.out)
+        write(files)
+        return drawn
+
+    def said(self, result: report.Report) -> str:
+        tables = sum(len(section.tables) for section in result.sections)
+        return f"{self.out}: {tables} tables, {len(result.panels.made)} measurements to open"

@@ -5,7 +5,8 @@
     refrag-bench run tiny --from-scratch --budget long       trains the accepted checkpoints again
 
 Fills     results/tables/tiny.*, tiny-selection.*, tiny-selection-cost.*, tiny-systems.*, tiny-systems-cost.*,
-          results/figures/tiny*.*, and the seed's and the paper's tables and figures (results/replication.py)
+          results/figures/tiny*.*, and the seed's and the paper's tables and figures (results/replication.py);
+          results/report.html, all of it on one page
 Cost      offline, 6 minutes on 2 idle cores from the accepted checkpoints, installation included: 138 cells of 500
           questions and a race of 33 systems. Beside other work 22 minutes from scratch in the short budget and 98 in
           the long one (when it had no baselines yet: 78 cells)
@@ -28,7 +29,7 @@ from slurm.jobs.configurations import ConfigurationsJob
 from slurm.jobs.data import RetrieveJob, WorldJob
 from slurm.jobs.evaluate import EvaluateJob
 from slurm.jobs.race import RaceJob
-from slurm.jobs.tables import ReplicationJob, TablesJob
+from slurm.jobs.tables import ReplicationJob, ReportJob, TablesJob
 from slurm.jobs.train import TrainJob
 from slurm.local import Phase
 
@@ -193,6 +194,7 @@ def tiny(
     beside = [ReplicationJob(runs=runs, out=out)] if refrags else []
     experiments = [TablesJob(experiment=name, runs=runs, out=out) for name in drawn]
     yield Phase(title="tables", jobs=[*experiments, *beside])
+    yield Phase(title="report", jobs=[ReportJob(runs=runs, out=out / "report.html")])
 
 
 def baseline_training(system: str, runs: Path, device: str, budget: str, *, from_scratch: bool) -> TrainJob:

@@ -1,0 +1,181 @@
+"""Everything that was measured, on one page that needs nothing but a browser: what goes in, and the page itself.
+
+Experiments, and with them paired differences and latency, are drawn from the given folders, and where those have none
+of an experiment, from the accepted records beside the page. What has published numbers beside ours is drawn from both,
+a run of one's own first. All texts are escaped, scripts other than the page's own are forbidden by its policy, and the
+same records give the same bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from harness.errors import InputError
+from results import claims, configurations, latency_figure, latency_report, replication
+from results.cost import build_cost_table
+from results.evidence import read_evidence
+from results.figures import draw_figure
+from results.ledger import SOURCE_CLASSES, read_ledger
+from results.measured import read_measured
+from results.records import Record, read_records
+from results.report_examples import Journals
+from results.report_figures import inline
+from results.report_panels import Panels, as_json
+from results.report_tables import PageTable, of_accuracy, of_comparison, of_cost, of_grid, of_latency, of_layout
+from results.tables import QA_SUITES, build_table, experiments
+from results.verdicts import VERDICTS, Verdict, judge
+
+TEMPLATE, SCRIPT = "report.html.jinja", "report.js"
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageFigure:
+    """A figure; ``name`` is that of its files."""
+
+    name: str
+    title: str
+    svg: Markup
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """Tables and figures under one heading."""
+
+    name: str
+    title: str
+    tables: Sequence[PageTable]
+    figures: Sequence[PageFigure]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """All that is on the page. ``left_out`` says what could not be drawn."""
+
+    sections: Sequence[Section]
+    verdicts: Sequence[Verdict]
+    panels: Panels
+    left_out: str | None
+
+    @cached_property
+    def counts(self) -> Sequence[tuple[str, str, Mapping[str, int]]]:
+        """Each verdict with its meaning and its entries by source class."""
+        by_verdict = {verdict: Counter[str]() for verdict in VERDICTS}
+        for verdict in self.verdicts:
+            by_verdict[verdict.verdict][verdict.entry.source_class] += 1
+        return [(verdict, VERDICTS[verdict], counts) for verdict, counts in by_verdict.items()]
+
+    @property
+    def classes(self) -> Mapping[str, str]:
+        return SOURCE_CLASSES
+
+
+def draw(records: Iterable[Path], out: Path) -> tuple[Report, dict[Path, bytes]]:
+    """The page of the records below ``records`` and ``out``'s accepted ones, and what belongs in the file ``out``.
+
+    Nothing is written. Raises ``InputError`` where no record answers questions, and for damaged files.
+    """
+    report = gather(list(records), out.parent)
+    return report, {out: to_html(report).encode()}
+
+
+def gather(folders: Sequence[Path], home: Path) -> Report:
+    """Everything for a page in ``home``."""
+    own, accepted = read_records(folders), _accepted(home)
+    found = {record.path: record for record in (*own, *accepted)}
+    panels = Panels(records=found, journals=Journals(folders), folder=home)
+    everywhere = replication.searched(folders, home)
+    sections = [*_experiments(own, accepted, panels)]
+    if not sections:
+        raise InputError(f"none of the {len(own)} records answers questions; suites that do: {', '.join(QA_SUITES)}")
+    if differences := [*_differences(everywhere, panels)]:
+        sections.append(Section(name="differences", title="Paired differences", tables=differences, figures=[]))
+    sections += _latency(everywhere, panels)
+    layouts, files = replication.draw(folders, home)
+    pictures = {path.stem: content for path, content in files.items() if path.suffix == ".svg"}
+    measured = [figure for folder in everywhere for figure in read_measured(folder)]
+    verdicts = list(judge(read_ledger(), measured))
+    for name, title in (("seed", "The seed's tables"), ("paper", "The paper's tables and figures")):
+        tables = [of_layout(layout, panels) for layout in layouts if layout.name.startswith(f"{name}-")]
+        drawn = [_figure(stem, svg) for stem, svg in pictures.items() if stem.startswith(f"{name}-")]
+        sections.append(Section(name=name, title=title, tables=tables, figures=drawn))
+    if made := [of_layout(layout, panels) for layout in layouts if layout.name in configurations.TABLES]:
+        sections.append(Section(name="configurations", title="What each system is made of", tables=made, figures=[]))
+    claimed = of_grid("claims", claims.claims_table(verdicts, home), panels)
+    sections.append(Section(name="the-claims", title="The seed's claims", tables=[claimed], figures=[]))
+    return Report(sections=sections, verdicts=verdicts, panels=panels, left_out=replication.left_out(layouts))
+
+
+def to_html(report: Report) -> str:
+    """The page."""
+    environment = Environment(
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
+    script = (HERE / SCRIPT).read_text(encoding="utf-8")
+    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template(TEMPLATE).render(
+        it=report, data=as_json(report.panels), script=Markup(script), allowed=allowed
+    )
+
+
+def _accepted(home: Path) -> list[Record]:
+    folder = home / "records"
+    return read_records([folder]) if folder.is_dir() else []
+
+
+def _experiments(own: Sequence[Record], accepted: Sequence[Record], panels: Panels) -> Iterator[Section]:
+    mine = experiments(own)
+    for name in dict.fromkeys([*mine, *experiments(accepted)]):
+        records = own if name in mine else accepted
+        table = build_table(records, experiment=name)
+        costs = build_cost_table(records, name)
+        yield Section(
+            name=f"experiment-{name}",
+            title=f"Experiment {name}",
+            tables=[of_accuracy(table, panels), *([of_cost(costs, panels)] if costs else [])],
+            figures=[_figure(name, draw_figure(table)["svg"])],
+        )
+
+
+def _differences(folders: Iterable[Path], panels: Panels) -> Iterator[PageTable]:
+    seen: set[str] = set()
+    for path in (path for folder in folders for path in sorted(folder.rglob("comparison.json"))):
+        document: Mapping[str, Any] = json.loads(path.read_bytes())
+        if document["name"] not in seen:
+            seen.add(document["name"])
+            yield of_comparison(path, document, panels)
+
+
+def _latency(folders: Iterable[Path], panels: Panels) -> Iterator[Section]:
+    journals = {path.resolve(): journal for path, journal in read_evidence(folders).journals if journal.lines}
+    for place, (path, journal) in enumerate(journals.items(), start=1):
+        name = f"latency-{place}"
+        grids = latency_report.grids(journal)
+        yield Section(
+            name=f"journal-{place}",
+            title=f"Latency, {journal.header['device']}, {journal.header['dtype']}",
+            tables=[of_latency(f"{name}-{batch}", grid, path, panels) for batch, grid in enumerate(grids, start=1)],
+            figures=[_figure(name, latency_figure.draw(journal)["svg"])],
+        )
+
+
+def _figure(name: str, svg: bytes) -> PageFigure:
+    title = f"Figure {name}"
+    return PageFigure(name=name, title=title, svg=inline(svg, name, title))
