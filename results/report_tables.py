@@ -20,6 +20,7 @@ from results.tables import Table
 
 TIMED = ("TTFT, ms", "Speed-up", "TTIT, ms", "Tokens/s")
 _NUMBER = re.compile(r"[<>≤≥~≈±$]?\s*([+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][+-]?\d+)?)(?:\s?([KMB])\b)?")
+_BRACKETS = re.compile(r"\[[^\]]*\]")
 _TIMES = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9}
 
 
@@ -29,6 +30,10 @@ class PageCell:
 
     parts: tuple[tuple[str, int | None], ...]
     value: float | None
+
+    @property
+    def text(self) -> str:
+        return "".join(text for text, _ in self.parts)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +45,11 @@ class PageTable:
     head: tuple[str, ...]
     lines: tuple[tuple[PageCell, ...], ...]
     notes: tuple[str, ...]
+
+    @property
+    def words(self) -> list[bool]:
+        """Of each column, whether fewer than half of its filled cells start with a number: it then stands left."""
+        return [_is_words([cell for cell in column if cell.text != "-"]) for column in zip(*self.lines, strict=True)]
 
 
 def of_grid(name: str, grid: Grid, panels: Panels, sources: Iterable[Sequence[Path | None]] = ()) -> PageTable:
@@ -98,7 +108,12 @@ def _cell(text: str, path: Path | None, panels: Panels) -> PageCell:
     if path and value is not None and len(found) == 1:
         first, space, rest = text.partition(" ")
         linked = [(first, panels.number(path)), (space + rest, None)]
-    return PageCell(parts=tuple(linked), value=value)
+    whole = [(_BRACKETS.sub(lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), part), n) for part, n in linked]
+    return PageCell(parts=tuple(whole), value=value)
+
+
+def _is_words(cells: Sequence[PageCell]) -> bool:
+    return 2 * sum(cell.value is not None for cell in cells) < len(cells)
 
 
 def _path(record: Record | None) -> Path | None:
