@@ -21,36 +21,20 @@ At the tiny scale matrices are trained by Muon and everything else by AdamW, at 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
-from types import MappingProxyType
-from typing import Any
 
-from harness.data.text_practice import NextParagraph, Repeating
 from harness.data.world import memory_practice
-from harness.data.world.practice import Copying, Growing, Pairs, Quizzing, Reading, Sketches
-from harness.train.stage import AdamW, Muon, Schedule, Stage
+from harness.data.world.practice import Copying, Growing, Quizzing, Reading, Sketches
+from harness.train.stage import AdamW, Stage
 from refrag_v2.grpo import GrpoConfig, WarmUpConfig
 from refrag_v2.model import RefragConfig
 from refrag_v2.recipe import ENCODING, PolicyRecipe, RefragRecipe
+from refrag_v2.stage_parts import CROWDED, LONGEST, SCHEDULE, cpt_rates, stage_of
+from refrag_v2.study_stages import STUDIES
 
-# The tiny scale. Encoder and projector start afresh beside a decoder that can read: it moves slowly, they move fast. At
-# equal rates the decoder learns to do without the chunks before they say anything (results/LOG.md).
-_SCHEDULE = Schedule(warmup=0.04, decay="cosine", floor=0.05)
 _POLICY_LR = 1e-3
-LONGEST = 256  # tokens of context in training: 8 passages
-OBJECTIVE_LR = 6e-4  # reconstruction at the objective-* and ablation-* scales
-TEXT_LR, TEXT_ENCODING_LR = 5e-4, 2e-3  # of the decoder, and of encoder and projector, at the text-* scales
-ABLATED_K = 8
-# An encoder that knows nothing of the decoder: its own embeddings, random weights.
-UNALIGNED: Mapping[str, Any] = {"encoder": "random:roberta-tiny"}
-# How an encoder's states become chunks, and what it reads at once, other than the default (concat, chunk).
-POOLINGS: Sequence[Mapping[str, Any]] = (
-    {"window": "passage"},
-    {"pooling": "mean"},
-    {"pooling": "mean", "window": "passage"},
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,23 +70,11 @@ HALF = Budget(
 )
 
 
-def _stage(name: str, steps: int, lr: float, boost: float, trained: tuple[str, ...] = ("",)) -> Stage:
-    return Stage(
-        name=name,
-        steps=steps,
-        optimizer=Muon(lr=lr, adamw_lr=0.7 * lr),
-        schedule=_SCHEDULE,
-        trained=trained,
-        boosted=ENCODING,
-        boost=boost,
-    )
-
-
 def tiny(k: int, budget: Budget) -> dict[str, RefragRecipe | PolicyRecipe]:
     """All stages at the tiny scale with chunks of ``k`` tokens."""
     scale = f"tiny-k{k}{budget.suffix}"
-    crowded = k >= 32  # a chunk has room for all four facts of a passage
-    model = RefragConfig(k=k, norm=48.0 if crowded else 32.0)
+    lr, boost, norm = cpt_rates(k)
+    model = RefragConfig(k=k, norm=norm)
     recipe = partial(RefragRecipe, model=model)
 
     def growing(steps: int, longest: int, curriculum: str = "paper") -> Growing:
@@ -114,14 +86,13 @@ def tiny(k: int, budget: Budget) -> dict[str, RefragRecipe | PolicyRecipe]:
             name=name,
             steps=steps,
             optimizer=AdamW(lr=_POLICY_LR),
-            schedule=_SCHEDULE,
+            schedule=SCHEDULE,
             trained=("refrag.policy.",),
         )
 
     # Four facts in a chunk, met as such, teach the decoder to ignore whose they are: there the number of facts varies
     # in place of the number of chunks, and the decoder moves faster (results/LOG.md).
-    cpt = Reading(people=Sketches()) if crowded else Quizzing(growing=growing(budget.cpt, LONGEST))
-    lr, boost = (4e-4, 10) if crowded else (2e-4, 20)
+    cpt = Reading(people=Sketches()) if k >= CROWDED else Quizzing(growing=growing(budget.cpt, LONGEST))
 
     everything = "refrag_v2/reconstruction", "refrag_v2/cpt", "refrag_v2/mixed"
     policy = partial(PolicyRecipe, model=model, data=Reading(sizes=((8, 2 * k),), questions=1))
@@ -131,20 +102,20 @@ def tiny(k: int, budget: Budget) -> dict[str, RefragRecipe | PolicyRecipe]:
         "reconstruction": recipe(
             after=("decoder", "pretrain", budget.decoder),
             requires=(),
-            stage=_stage("reconstruction", budget.reconstruction, 1e-5, 1, trained=ENCODING),
+            stage=stage_of("reconstruction", budget.reconstruction, 1e-5, 1, trained=ENCODING),
             data=Copying(growing=growing(budget.reconstruction, 64)),
         ),
         "cpt": recipe(
             after=("refrag_v2", "reconstruction", scale),
             requires=everything[:1],
-            stage=_stage("cpt", budget.cpt, lr, boost),
+            stage=stage_of("cpt", budget.cpt, lr, boost),
             data=cpt,
             language_weight=0.05,
         ),
         "mixed": recipe(
             after=("refrag_v2", "cpt", scale),
             requires=everything[:2],
-            stage=_stage("mixed", budget.mixed, 2e-4, 10),
+            stage=stage_of("mixed", budget.mixed, 2e-4, 10),
             data=Quizzing(growing=growing(1, LONGEST, "none")),
             expand=(0.1,),
             language_weight=0.05,
@@ -152,7 +123,7 @@ def tiny(k: int, budget: Budget) -> dict[str, RefragRecipe | PolicyRecipe]:
         "finetune": recipe(
             after=("refrag_v2", "mixed", scale),
             requires=everything,
-            stage=_stage("finetune", budget.finetune, 5e-4, 4),
+            stage=stage_of("finetune", budget.finetune, 5e-4, 4),
             data=Reading(),
             expand=(0.0, 0.0, 0.1, 0.3, 1.0),
             language_weight=0.02,
@@ -168,101 +139,6 @@ def tiny(k: int, budget: Budget) -> dict[str, RefragRecipe | PolicyRecipe]:
             requires=(*everything, "refrag_v2/finetune", "refrag_v2/policy_start"),
             stage=policy_stage("policy", budget.policy),
             objective=GrpoConfig(),
-        ),
-    }
-
-
-def objective(k: int) -> dict[str, RefragRecipe]:
-    """The first two stages on passages of two people, which have room for chunks of 64: one half of the comparison
-    with v1's objective at two k (slurm/sweeps/objective.py). All four read 361 k decoder tokens in the first stage and
-    1.44 M in the second, and reconstruct at the same rate: in earnest here, as it is the objective that is asked about,
-    and at k = 8 it does CPT no harm (results/LOG.md)."""
-    scale = f"objective-k{k}"
-    first, second = {8: (300, 500), 64: (342, 1736)}[k]
-    crowded = k >= 32
-    lr, boost = (4e-4, 10) if crowded else (2e-4, 20)
-    recipe = partial(RefragRecipe, model=RefragConfig(k=k, norm=48.0 if crowded else 32.0))
-
-    def growing(steps: int, longest: int) -> Growing:
-        return Growing(k=k, steps=steps, max_chunks=longest // k, tokens=1024)
-
-    return {
-        "reconstruction": recipe(
-            after=("decoder", "pretrain", "tiny"),
-            requires=(),
-            stage=_stage("reconstruction", first, OBJECTIVE_LR, 1, trained=ENCODING),
-            data=Copying(growing=growing(first, max(64, k)), people=Pairs()),
-        ),
-        "cpt": recipe(
-            after=("refrag_v2", "reconstruction", scale),
-            requires=("refrag_v2/reconstruction",),
-            stage=_stage("cpt", second, lr, boost),
-            data=Quizzing(growing=growing(second, LONGEST), people=Pairs()),
-            language_weight=0.05,
-        ),
-    }
-
-
-def ablation(
-    k: int = ABLATED_K, *, model: Mapping[str, Any] = MappingProxyType({}), curriculum: str = "paper", order: str = ""
-) -> dict[str, Mapping[str, RefragRecipe]]:
-    """The first two stages at one small budget, by scale: what the ablations of slurm/sweeps change one thing of.
-
-    All see the same context tokens, on passages of two people: 512 of them in each of 100 steps of reconstruction, in
-    earnest, and 200 of CPT. ``model`` are other fields of ``RefragConfig``. ``order`` "alone": CPT gets all 300 steps.
-    """
-    changed = [str(value).removeprefix("random:") for value in model.values()]
-    changed += [curriculum] * (curriculum != "paper") + [order] * bool(order)
-    scale = "-".join([f"ablation-k{k}", *changed])
-    crowded = k >= 32
-    lr, boost = (4e-4, 10) if crowded else (2e-4, 20)
-    first, second = 100, 300 if order else 200
-    built: dict[str, Any] = dict(k=k, norm=48.0 if crowded else 32.0) | dict(model)
-    recipe = partial(RefragRecipe, model=RefragConfig(**built))
-
-    def growing(steps: int, longest: int) -> Growing:
-        return Growing(k=k, steps=steps, max_chunks=longest // k, tokens=512, curriculum=curriculum)
-
-    return {
-        scale: {
-            "reconstruction": recipe(
-                after=("decoder", "pretrain", "tiny"),
-                requires=(),
-                stage=_stage("reconstruction", first, OBJECTIVE_LR, 1, trained=ENCODING),
-                data=Copying(growing=growing(first, max(64, k)), people=Pairs()),
-            ),
-            "cpt": recipe(
-                after=("refrag_v2", "reconstruction", scale),
-                requires=("refrag_v2/reconstruction",),
-                stage=_stage("cpt", second, lr, boost),
-                data=Quizzing(growing=growing(second, LONGEST), people=Pairs()),
-                language_weight=0.05,
-            ),
-        }
-    }
-
-
-def text(k: int, suffix: str, first: int, second: int) -> dict[str, RefragRecipe]:
-    """The first two stages on real text (slurm/sweeps/perplexity.py), ``first`` and ``second`` steps: x_1:kL read back,
-    then the 128 tokens after 256 of context. All rates k and CEPE see the same windows in the second stage."""
-    scale = f"text-tiny-k{k}{suffix}"
-    recipe = partial(RefragRecipe, model=RefragConfig(k=k), template="bare", stored_as="float32")
-
-    def stage(name: str, steps: int, lr: float, boost: float, trained: tuple[str, ...] = ("",)) -> Stage:
-        return replace(_stage(name, steps, lr, boost, trained), precision="bfloat16")
-
-    return {
-        "reconstruction": recipe(
-            after=("decoder", "pretrain", f"text-tiny{suffix}"),
-            requires=(),
-            stage=stage("reconstruction", first, TEXT_ENCODING_LR, 1, trained=ENCODING),
-            data=Repeating(growing=Growing(k=k, steps=first, max_chunks=128 // k, tokens=2048)),
-        ),
-        "cpt": recipe(
-            after=("refrag_v2", "reconstruction", scale),
-            requires=("refrag_v2/reconstruction",),
-            stage=stage("cpt", second, TEXT_LR, TEXT_ENCODING_LR / TEXT_LR),
-            data=NextParagraph(),
         ),
     }
 
@@ -284,17 +160,7 @@ STAGES = ("reconstruction", "cpt", "mixed", "finetune", "policy_start", "policy"
 _RECIPES: dict[str, Mapping[str, RefragRecipe | PolicyRecipe]] = {
     f"tiny-k{k}{budget.suffix}": tiny(k, budget) for k in (4, 8, 16, 32) for budget in (LONG, SHORT, HALF)
 }
-_RECIPES |= {f"objective-k{k}": objective(k) for k in (8, 64)}
-for _k in (2, 4, 8, 16, 32, 64):
-    _RECIPES |= ablation(_k)
-for _curriculum in ("none", "linear", "3-stage", "6-stage"):
-    _RECIPES |= ablation(curriculum=_curriculum)
-for _model in ({}, UNALIGNED):
-    _RECIPES |= ablation(model=_model) | ablation(model=_model, order="alone")
-for _model in POOLINGS:
-    _RECIPES |= ablation(model=_model)
-_RECIPES |= {f"text-tiny-k{k}": text(k, "", 300, 800) for k in (8, 16, 32)}
-_RECIPES |= {f"text-tiny-k{k}-short": text(k, "-short", 2, 2) for k in (8, 16, 32)}
+_RECIPES |= STUDIES
 RECONSTRUCTION, CPT, MIXED, FINETUNE, POLICY_START, POLICY = (
     {scale: recipes[stage] for scale, recipes in _RECIPES.items() if stage in recipes} for stage in STAGES
 )

@@ -18,7 +18,6 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from harness.config import digest
 from harness.data.haystack import Ruler, check_lengths
 from harness.data.world.facts import chance
 from harness.data.world.links import draw_chain
@@ -26,6 +25,7 @@ from harness.errors import InputError
 from harness.metrics import exact_match, score_answer
 from harness.protocol import Example, Passage
 from harness.record import MadeSuiteSpec, RetrievalSpec
+from suites.made import identify
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,19 +54,11 @@ class LongRangeConfig:
         ruler = Ruler(tokenizer)
         questions = tuple(self._example(ruler, number) for number in range(self.n)[:limit])
         check_lengths(ruler, [p.text for example in questions for p in example.passages], self.piece)
-        revision = digest(questions)
+        spec, retrieval = identify(name, asdict(self), questions, limit)
         return LongRangeSuite(
             name=name,
-            spec=MadeSuiteSpec(
-                name=name,
-                dataset=name,
-                split="test",
-                limit=limit,
-                root="made",
-                revision=revision,
-                settings=asdict(self),
-            ),
-            retrieval=RetrievalSpec(retriever="given", setting=name, digest=revision),
+            spec=spec,
+            retrieval=retrieval,
             passages=max(len(example.passages) for example in questions),
             questions=questions,
         )

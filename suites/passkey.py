@@ -31,13 +31,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from harness.config import digest
 from harness.data.haystack import Hidden, Ruler, Words, check_lengths, filled, piece_at
 from harness.data.passkey import FILLER, INSTRUCTIONS, draw_key, draw_owner, question, statement
 from harness.errors import InputError
 from harness.metrics import exact_match
 from harness.protocol import Example, Passage
 from harness.record import MadeSuiteSpec, RetrievalSpec
+from suites.made import identify
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -73,19 +73,11 @@ class PasskeyConfig:
         places = [(number, depth) for number in range(self.n) for depth in self.depths][:limit]
         questions = tuple(self._example(ruler, number, depth) for number, depth in places)
         check_lengths(ruler, [p.text for example in questions for p in example.passages], self.piece)
-        revision = digest(questions)
+        spec, retrieval = identify(name, asdict(self), questions, limit)
         return PasskeySuite(
             name=name,
-            spec=MadeSuiteSpec(
-                name=name,
-                dataset=name,
-                split="test",
-                limit=limit,
-                root="made",
-                revision=revision,
-                settings=asdict(self),
-            ),
-            retrieval=RetrievalSpec(retriever="given", setting=name, digest=revision),
+            spec=spec,
+            retrieval=retrieval,
             passages=self.length // self.piece,
             questions=questions,
         )

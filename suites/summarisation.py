@@ -39,10 +39,10 @@ COLUMNS = ("article", "abstract")
 
 SUMMARY_SETS: Mapping[str, HubSplit] = {
     "arxiv_summary": HubSplit(
-        hub_id="ccdv/arxiv-summarization", config="document", split="validation", hub_rows=6436, columns=COLUMNS
+        hub_id="ccdv/arxiv-summarization", config="document", split="validation", hub_rows=None, columns=COLUMNS
     ),
     "pubmed_summary": HubSplit(
-        hub_id="ccdv/pubmed-summarization", config="document", split="validation", hub_rows=6633, columns=COLUMNS
+        hub_id="ccdv/pubmed-summarization", config="document", split="validation", hub_rows=None, columns=COLUMNS
     ),
 }
 

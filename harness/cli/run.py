@@ -25,7 +25,7 @@ experiments:
          states become a chunk
   perplexity
          log-perplexity of the next tokens of real text given s tokens before them, every system, in the layout of the
-         paper's Tables 1 and 2; trains tiny models on the text of --data (about an hour of one core)
+         paper's Tables 1 and 2; trains tiny models on the text of --data (an hour of one core, by estimate)
   passkey
          pass keys at every length and depth, and look-ups at every distance, within the trained length and past it
   real   NQ, TriviaQA and PopQA questions over the corpus of a data root: indexes it with BM25, FAISS and Qdrant,

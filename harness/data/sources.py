@@ -117,13 +117,13 @@ def _read_popqa(row: Mapping[str, Any]) -> tuple[str, Any, dict[str, Any]]:
     return f"popqa_{row['id']}", answers, {"s_pop": row["s_pop"], "prop": row["prop"], "subj": row["subj"]}
 
 
-def _conversations(name: str, hub_id: str, *, split: str, hub_rows: int | None) -> QuestionSet:
+def _conversations(name: str, hub_id: str, *, split: str) -> QuestionSet:
     """Turns of conversations, the whole of what was said before in each question: so retrieval finds what it is of."""
     return QuestionSet(
         hub_id=hub_id,
         config=None,
         split=split,
-        hub_rows=hub_rows,
+        hub_rows=None,  # never loaded from the Hub here
         columns=conversations.COLUMNS,
         optional_columns=conversations.OPTIONAL_COLUMNS,
         read=partial(conversations.read_turn, name),
@@ -158,9 +158,9 @@ QUESTION_SETS: Mapping[str, QuestionSet] = {
         columns=("id", "question", "possible_answers", "s_pop", "prop", "subj"),
         read=_read_popqa,
     ),
-    "topiocqa": _conversations("topiocqa", "McGill-NLP/TopiOCQA", split="validation", hub_rows=2514),
-    "qrecc": _conversations("qrecc", "svakulenk0/qrecc", split="test", hub_rows=16451),
-    "orconvqa": _conversations("orconvqa", "prdwb/orconvqa", split="test", hub_rows=None),
+    "topiocqa": _conversations("topiocqa", "McGill-NLP/TopiOCQA", split="validation"),
+    "qrecc": _conversations("qrecc", "svakulenk0/qrecc", split="test"),
+    "orconvqa": _conversations("orconvqa", "prdwb/orconvqa", split="test"),
 }
 
 

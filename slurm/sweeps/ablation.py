@@ -1,7 +1,7 @@
 """What every training ablation shares: variants trained from three seeds, asked the same questions, compared in pairs.
 
 A variant is a last training per seed; what it needs is in its chain, and a training that two variants or experiments
-share is made once. All are of one small budget (``refrag_v2.stages.ablation``), so they tell what a change does there
+share is made once. All are of one small budget (``refrag_v2.study_stages``), so they tell what a change does there
 and not how good a full training is.
 """
 

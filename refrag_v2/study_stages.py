@@ -1,0 +1,129 @@
+"""The first two stages at scales that ask something of them: v1 against v2, the ablations, real text.
+
+What is asked stands with the experiments (slurm/sweeps); here are the numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+from harness.data.text_practice import NextParagraph, Repeating
+from harness.data.world.practice import Copying, Growing, Pairs, Quizzing
+from harness.train.stage import Stage
+from refrag_v2.model import RefragConfig
+from refrag_v2.recipe import ENCODING, RefragRecipe
+from refrag_v2.stage_parts import LONGEST, cpt_rates, stage_of
+
+Recipes = Mapping[str, RefragRecipe]
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+EARNEST_LR = 6e-4  # reconstruction that is to teach something; at k = 8 it does CPT no harm (results/LOG.md)
+TEXT_LR, TEXT_ENCODING_LR = 5e-4, 2e-3  # of the decoder, and of encoder and projector
+ABLATED_K = 8
+# An encoder that knows nothing of the decoder: its own embeddings, random weights.
+UNALIGNED: Mapping[str, Any] = {"encoder": "random:roberta-tiny"}
+# How an encoder's states become chunks, and what it reads at once, other than the default (concat, chunk).
+POOLINGS: Sequence[Mapping[str, Any]] = (
+    {"window": "passage"},
+    {"pooling": "mean"},
+    {"pooling": "mean", "window": "passage"},
+)
+
+
+def _in_pairs(
+    scale: str,
+    k: int,
+    steps: tuple[int, int],
+    tokens: int,
+    model: Mapping[str, Any] = NOTHING,
+    curriculum: str = "paper",
+) -> Recipes:
+    """Both stages on passages of two people, which have room for chunks of 64. ``tokens`` of context in a step."""
+    lr, boost, norm = cpt_rates(k)
+    first, second = steps
+    built: dict[str, Any] = dict(k=k, norm=norm) | dict(model)
+    recipe = partial(RefragRecipe, model=RefragConfig(**built))
+
+    def growing(steps: int, longest: int) -> Growing:
+        return Growing(k=k, steps=steps, max_chunks=longest // k, tokens=tokens, curriculum=curriculum)
+
+    return {
+        "reconstruction": recipe(
+            after=("decoder", "pretrain", "tiny"),
+            requires=(),
+            stage=stage_of("reconstruction", first, EARNEST_LR, 1, trained=ENCODING),
+            data=Copying(growing=growing(first, max(64, k)), people=Pairs()),
+        ),
+        "cpt": recipe(
+            after=("refrag_v2", "reconstruction", scale),
+            requires=("refrag_v2/reconstruction",),
+            stage=stage_of("cpt", second, lr, boost),
+            data=Quizzing(growing=growing(second, LONGEST), people=Pairs()),
+            language_weight=0.05,
+        ),
+    }
+
+
+def objective(k: int) -> dict[str, Recipes]:
+    """One half of the comparison with v1's objective at two k (slurm/sweeps/objective.py).
+
+    All four read 361 k decoder tokens in the first stage and 1.44 M in the second, and reconstruct at the same rate: in
+    earnest, as it is the objective that is asked about.
+    """
+    scale = f"objective-k{k}"
+    return {scale: _in_pairs(scale, k, {8: (300, 500), 64: (342, 1736)}[k], tokens=1024)}
+
+
+def ablation(
+    k: int = ABLATED_K, *, model: Mapping[str, Any] = NOTHING, curriculum: str = "paper", order: str = ""
+) -> dict[str, Recipes]:
+    """One small budget of which the ablations of slurm/sweeps change one thing.
+
+    All see the same context tokens: 512 of them in each of 100 steps of reconstruction, in earnest, and 200 of CPT.
+    ``model`` are other fields of ``RefragConfig``. ``order`` "alone": CPT gets all 300 steps.
+    """
+    changed = [str(value).removeprefix("random:") for value in model.values()]
+    changed += [curriculum] * (curriculum != "paper") + [order] * bool(order)
+    scale = "-".join([f"ablation-k{k}", *changed])
+    return {scale: _in_pairs(scale, k, (100, 300 if order else 200), tokens=512, model=model, curriculum=curriculum)}
+
+
+def text(k: int, suffix: str, first: int, second: int) -> dict[str, Recipes]:
+    """On real text (slurm/sweeps/perplexity.py), ``first`` and ``second`` steps: x_1:kL read back, then the 128 tokens
+    after 256 of context. All rates k and CEPE see the same windows in the second stage."""
+    scale = f"text-tiny-k{k}{suffix}"
+    recipe = partial(RefragRecipe, model=RefragConfig(k=k), template="bare", stored_as="float32")
+
+    def stage(name: str, steps: int, lr: float, boost: float, trained: tuple[str, ...] = ("",)) -> Stage:
+        return replace(stage_of(name, steps, lr, boost, trained), precision="bfloat16")
+
+    stages = {
+        "reconstruction": recipe(
+            after=("decoder", "pretrain", f"text-tiny{suffix}"),
+            requires=(),
+            stage=stage("reconstruction", first, TEXT_ENCODING_LR, 1, trained=ENCODING),
+            data=Repeating(growing=Growing(k=k, steps=first, max_chunks=128 // k, tokens=2048)),
+        ),
+        "cpt": recipe(
+            after=("refrag_v2", "reconstruction", scale),
+            requires=("refrag_v2/reconstruction",),
+            stage=stage("cpt", second, TEXT_LR, TEXT_ENCODING_LR / TEXT_LR),
+            data=NextParagraph(),
+        ),
+    }
+    return {scale: stages}
+
+
+_ALL = [
+    *(objective(k) for k in (8, 64)),
+    *(ablation(k) for k in (2, 4, 8, 16, 32, 64)),
+    *(ablation(curriculum=name) for name in ("none", "linear", "3-stage", "6-stage")),
+    *(ablation(model=model) for model in (UNALIGNED, *POOLINGS)),
+    *(ablation(model=model, order="alone") for model in (NOTHING, UNALIGNED)),
+    *(text(k, "", 300, 800) for k in (8, 16, 32)),
+    *(text(k, "-short", 2, 2) for k in (8, 16, 32)),
+]
+STUDIES: Mapping[str, Recipes] = {scale: recipes for each in _ALL for scale, recipes in each.items()}
