@@ -215,7 +215,6 @@ def _on_text(recipe: CepeRecipe, data: Exercise) -> CepeRecipe:
     """The same stage on real text, where the next paragraph is what follows the passages."""
     return replace(
         recipe,
-        stage=replace(recipe.stage, precision="bfloat16"),
         data=data,
         language_weight=0.0,
         template="bare",

@@ -64,7 +64,6 @@ def _stage(name: str, steps: int, lr: float, adamw_lr: float, seed: int = 0) -> 
         steps=steps,
         optimizer=Muon(lr=lr, adamw_lr=adamw_lr),
         schedule=Schedule(warmup=0.04, decay="cosine", floor=0.05),
-        precision="bfloat16",  # with this vocabulary 1.5 times as fast as float32 on 2 CPU cores
         seed=seed,
     )
 

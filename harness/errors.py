@@ -1,6 +1,7 @@
-"""What is no defect of ours, as two exception types: wrong input, and a result that nothing may be built on.
+"""What is no defect of ours, as exception types: wrong input, a result that nothing may be built on, an interruption.
 
-The command line prints either as one line and exits with code 2 or 1; every other exception keeps its traceback.
+The command line prints the first two as one line and exits with code 2 or 1; an interruption is for the cluster's jobs
+(slurm/payload.py). Every other exception keeps its traceback.
 """
 
 import difflib
@@ -11,8 +12,20 @@ class InputError(ValueError):
     """Input that the user can correct. The message says what was expected, what came, and the valid choices."""
 
 
+class Busy(InputError):
+    """Another process is writing what this one would write."""
+
+
 class GateMissed(Exception):
     """What ran fell short of a bound that was set for it: what comes after it must not start."""
+
+
+class Interrupted(BaseException):
+    """The job is to give its place away (a time limit, a preemption): keep what there is, and end.
+
+    Raised out of the progress callback, between two batches or steps. Not an ``Exception``: nobody is to handle it as
+    a failure.
+    """
 
 
 def unknown(kind: str, name: str, valid: Iterable[str]) -> InputError:

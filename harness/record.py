@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from harness.config import digest, plain
-from harness.errors import InputError
+from harness.errors import Busy, InputError
 from harness.files import append, write_atomically
 
 SCHEMA_VERSION = 1
@@ -221,7 +221,7 @@ class Journal:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             self._file.close()
-            raise InputError(f"{self.path} is being written by another process") from error
+            raise Busy(f"{self.path} is being written by another process") from error
         self._file.seek(0)
         data = self._file.read()
         whole = data.rfind(b"\n") + 1

@@ -6,14 +6,12 @@ What is asked stands with the experiments (slurm/sweeps); here are the numbers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 from harness.data.text_practice import NextParagraph, Repeating
 from harness.data.world.practice import Copying, Growing, Pairs, Quizzing
-from harness.train.stage import Stage
 from refrag_v2.model import RefragConfig
 from refrag_v2.recipe import ENCODING, RefragRecipe
 from refrag_v2.stage_parts import LONGEST, cpt_rates, stage_of
@@ -23,6 +21,7 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 EARNEST_LR = 6e-4  # reconstruction that is to teach something; at k = 8 it does CPT no harm (results/LOG.md)
 TEXT_LR, TEXT_ENCODING_LR = 5e-4, 2e-3  # of the decoder, and of encoder and projector
 ABLATED_K = 8
+SMOKE = "-smoke"
 # An encoder that knows nothing of the decoder: its own embeddings, random weights.
 UNALIGNED: Mapping[str, Any] = {"encoder": "random:roberta-tiny"}
 # How an encoder's states become chunks, and what it reads at once, other than the default (concat, chunk).
@@ -83,12 +82,16 @@ def ablation(
     """One small budget of which the ablations of slurm/sweeps change one thing.
 
     All see the same context tokens: 512 of them in each of 100 steps of reconstruction, in earnest, and 200 of CPT.
-    ``model`` are other fields of ``RefragConfig``. ``order`` "alone": CPT gets all 300 steps.
+    ``model`` are other fields of ``RefragConfig``. ``order`` "alone": CPT gets all 300 steps. Scales that end in
+    ``-smoke`` are the same in 4 and 8 steps: they teach nothing, and show that all of it runs.
     """
     changed = [str(value).removeprefix("random:") for value in model.values()]
     changed += [curriculum] * (curriculum != "paper") + [order] * bool(order)
     scale = "-".join([f"ablation-k{k}", *changed])
-    return {scale: _in_pairs(scale, k, (100, 300 if order else 200), tokens=512, model=model, curriculum=curriculum)}
+    return {
+        name: _in_pairs(name, k, (first, first + second if order else second), 512, model, curriculum)
+        for name, (first, second) in {scale: (100, 200), f"{scale}{SMOKE}": (4, 8)}.items()
+    }
 
 
 def text(k: int, suffix: str, first: int, second: int) -> dict[str, Recipes]:
@@ -97,20 +100,17 @@ def text(k: int, suffix: str, first: int, second: int) -> dict[str, Recipes]:
     scale = f"text-tiny-k{k}{suffix}"
     recipe = partial(RefragRecipe, model=RefragConfig(k=k), template="bare", stored_as="float32")
 
-    def stage(name: str, steps: int, lr: float, boost: float, trained: tuple[str, ...] = ("",)) -> Stage:
-        return replace(stage_of(name, steps, lr, boost, trained), precision="bfloat16")
-
     stages = {
         "reconstruction": recipe(
             after=("decoder", "pretrain", f"text-tiny{suffix}"),
             requires=(),
-            stage=stage("reconstruction", first, TEXT_ENCODING_LR, 1, trained=ENCODING),
+            stage=stage_of("reconstruction", first, TEXT_ENCODING_LR, 1, trained=ENCODING),
             data=Repeating(growing=Growing(k=k, steps=first, max_chunks=128 // k, tokens=2048)),
         ),
         "cpt": recipe(
             after=("refrag_v2", "reconstruction", scale),
             requires=("refrag_v2/reconstruction",),
-            stage=stage("cpt", second, TEXT_LR, TEXT_ENCODING_LR / TEXT_LR),
+            stage=stage_of("cpt", second, TEXT_LR, TEXT_ENCODING_LR / TEXT_LR),
             data=NextParagraph(),
         ),
     }

@@ -53,6 +53,7 @@ class SlurmProfile:
     account: str = ""
     qos: str = ""
     constraint: str = ""
+    gpu_hour_price: float = 0.0  # in the site's currency; 0: not known
     modules: tuple[str, ...] = ()  # loaded before a job starts
     environment: Mapping[str, str] = field(default_factory=dict)  # of SLURM's commands and every job
     shared: Path = Path("runs")  # where runs lie; every node must see it
@@ -60,7 +61,11 @@ class SlurmProfile:
     @property
     def gres(self) -> str:
         """All GPUs of a node, as SLURM writes them; empty where a node has none."""
-        return ":".join(filter(None, ("gpu", self.gpu_type, str(self.gpus_per_node)))) if self.gpus_per_node else ""
+        return self.gres_of(self.gpus_per_node)
+
+    def gres_of(self, gpus: int) -> str:
+        """So many GPUs of a node, as SLURM writes them; empty for none."""
+        return ":".join(filter(None, ("gpu", self.gpu_type, str(gpus)))) if gpus else ""
 
     def options(self) -> dict[str, str]:
         """What a job of one whole node asks of ``sbatch`` and ``srun``, long options without their dashes."""
@@ -162,6 +167,10 @@ def _number(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
+def _amount(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0 else None
+
+
 def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
@@ -182,6 +191,7 @@ def _variables(value: Any) -> dict[str, str] | None:
 _KINDS: Mapping[Any, tuple[str, Callable[[Any], Any]]] = {
     str: ("text", _text),
     int: ("a whole number of at least 0", _number),
+    float: ("a number of at least 0", _amount),
     Path: ("a folder", _path),
     tuple[str, ...]: ("a list of text", _names),
     Mapping[str, str]: ("a table of text", _variables),

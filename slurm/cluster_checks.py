@@ -8,8 +8,10 @@ import secrets
 import shutil
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+from harness.errors import InputError
 from harness.files import write_atomically
 from slurm.cluster import LocalProfile, SlurmProfile, find_profile
 
@@ -32,6 +34,28 @@ def check_cluster(name: str) -> list[Check]:
     return list(_local(profile) if isinstance(profile, LocalProfile) else _slurm(profile))
 
 
+def check_before_submission(profile: LocalProfile | SlurmProfile, runs: Path) -> None:
+    """What can be known at once, without a node. Raises ``InputError`` for the first thing that is wrong."""
+    profile = replace(profile, shared=runs)
+    for check in _quick(profile) if isinstance(profile, SlurmProfile) else [_folder(profile)]:
+        if check.ok is False:
+            raise InputError(f"cluster {profile.name!r}, {check.name}: {check.said}")
+
+
+def _quick(profile: SlurmProfile) -> Iterator[Check]:
+    """Does SLURM answer, is the partition there, and can runs be written?"""
+    answer = _ask(profile, "sinfo", "-h", "-o", "%R")
+    yield Check(name="sinfo", ok=answer.ok, said="answers" if answer.ok else answer.said)
+    accounting = _ask(profile, "sacct", "-X", "-n", "-S", "now")
+    yield Check(name="sacct", ok=accounting.ok, said="answers" if accounting.ok else accounting.said)
+    if answer.ok:
+        partitions = sorted(set(answer.said.split()))
+        there = profile.partition in partitions
+        said = profile.partition if there else f"no {profile.partition!r}; this cluster has {', '.join(partitions)}"
+        yield Check(name="partition", ok=there, said=said)
+    yield _folder(profile)
+
+
 def _local(profile: LocalProfile) -> Iterator[Check]:
     import torch
 
@@ -42,18 +66,9 @@ def _local(profile: LocalProfile) -> Iterator[Check]:
 
 
 def _slurm(profile: SlurmProfile) -> Iterator[Check]:
-    answer = _ask(profile, "sinfo", "-h", "-o", "%R")
-    yield Check(name="sinfo", ok=answer.ok, said="answers" if answer.ok else answer.said)
-    accounting = _ask(profile, "sacct", "-X", "-n", "-S", "now")
-    yield Check(name="sacct", ok=accounting.ok, said="answers" if accounting.ok else accounting.said)
-    folder = _folder(profile)
-    if not answer.ok:
-        yield folder
-        return
-    partitions = sorted(set(answer.said.split()))
-    there = profile.partition in partitions
-    said = profile.partition if there else f"no {profile.partition!r}; this cluster has {', '.join(partitions)}"
-    yield Check(name="partition", ok=there, said=said)
+    *answers, folder = _quick(profile)
+    yield from answers
+    there = any(check.name == "partition" and check.ok for check in answers)
     job = _job(profile) if there else None
     if job:
         yield _gpus(profile)

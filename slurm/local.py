@@ -23,7 +23,10 @@ class Job(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """Jobs that need nothing of one another; the next phase needs all of them."""
+    """Jobs in an order that can run; the next phase needs all of them.
+
+    Of its jobs only a training may need another, its ``before``.
+    """
 
     title: str
     jobs: Sequence[Job]

@@ -98,9 +98,22 @@ def test_what_experiments_share_is_one_training(plan: Callable[..., dict[str, Ph
 
 
 @pytest.mark.parametrize("experiment", ALL)
-@pytest.mark.parametrize("changes", [dict(budget="short"), dict(checkpoint="somewhere")], ids=str)
-def test_an_ablation_has_one_budget_and_one_start(
-    plan: Callable[..., dict[str, Phase]], experiment: Experiment, changes: dict[str, str]
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [(dict(budget="short"), "valid choices: full, smoke"), (dict(checkpoint="somewhere"), "leave --checkpoint out")],
+)
+def test_an_ablation_has_one_start_and_its_own_budgets(
+    plan: Callable[..., dict[str, Phase]], experiment: Experiment, changes: dict[str, str], said: str
 ) -> None:
-    with pytest.raises(InputError, match="leave --"):
+    with pytest.raises(InputError, match=said):
         plan(experiment, **changes)
+
+
+@pytest.mark.parametrize("experiment", ALL)
+def test_smoke_is_the_same_plan_in_few_steps(plan: Callable[..., dict[str, Phase]], experiment: Experiment) -> None:
+    full, smoke = plan(experiment), plan(experiment, budget="smoke")
+    assert list(full) == list(smoke)
+    steps = {job.recipe().stage.steps for job in trainings(smoke)}
+    assert max(steps) <= 12 < min(job.recipe().stage.steps for job in trainings(full))
+    assert {job.limit for job in smoke["evaluate"].jobs if isinstance(job, EvaluateJob)} == {16}
+    assert not {job.name for job in trainings(full)} & {job.name for job in trainings(smoke)}

@@ -221,7 +221,7 @@ def test_lengths_that_fit_nothing_are_refused(text: Text, changes: dict[str, Any
 def ran(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The experiment in its short budget, from files to tables: two steps of every training."""
     folder = tmp_path_factory.mktemp("ran")
-    command = ["run", "perplexity", "--budget", "short", "--limit", "3", "--data", str(source)]
+    command = ["run", "perplexity", "--scale", "short", "--limit", "3", "--data", str(source)]
     assert main([*command, "--runs", str(folder / "runs"), "--out", str(folder / "out")]) == 0
     return folder
 

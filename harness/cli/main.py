@@ -31,6 +31,7 @@ VERBS = (
     "report",
     "ledger",
     "plan",
+    "sweep",
     "status",
     "cluster",
     "doctor",

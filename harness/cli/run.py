@@ -36,7 +36,7 @@ EPILOG = """\
 examples:
   refrag-bench run tiny
   refrag-bench run tiny --from-scratch                   trains every stage in a small budget
-  refrag-bench run tiny --from-scratch --budget long     trains the accepted checkpoints again
+  refrag-bench run tiny --from-scratch --scale long     trains the accepted checkpoints again
   refrag-bench run perplexity --data DIR                 parquet or jsonl in SlimPajama's schema, train and validation
   refrag-bench run real --data DIR --limit 100
 """
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", metavar="DIR", help="decoder to evaluate (default: the trained tiny one)")
     parser.add_argument("--from-scratch", action="store_true", help="train everything, accepted checkpoints or not")
     parser.add_argument(
-        "--budget",
+        "--scale",
         help="of training: long (the accepted checkpoints'), short (tiny's with --from-scratch), half (selection's)",
     )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N questions of every suite")
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         runs=args.runs,
         out=args.out,
         from_scratch=args.from_scratch,
-        budget=args.budget,
+        budget=args.scale,
     )
     code: int = load("slurm.local:run_phases")(phases)
     return code

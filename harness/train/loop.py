@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from harness.config import digest
+from harness.errors import Interrupted
 from harness.train import checkpoint
 from harness.train.checkpoint import TrainingState
 from harness.train.optim import build_optimizers, freeze
@@ -73,7 +74,7 @@ def train(
     """Run ``stage`` on ``model`` in place, from the newest checkpoint in ``folder`` if there is one.
 
     ``loss`` returns the mean over what it supervises, a scalar. ``stop_after`` ends the call after that many
-    optimizer steps in all, with a checkpoint (how a time limit or a test interrupts). Raises ``NonFiniteLoss``, and
+    optimizer steps in all, with a checkpoint (how a test interrupts); so does ``Interrupted`` out of ``progress``. Raises ``NonFiniteLoss``, and
     ``InputError`` where a checkpoint in ``folder`` belongs to another stage.
     """
     torch.manual_seed(stage.seed)
@@ -90,6 +91,10 @@ def train(
     model.train()
     value, started, tokens_before = state.loss, time.perf_counter(), tokens
     autocast = torch.autocast(device.type, torch.bfloat16) if stage.precision == "bfloat16" else nullcontext()
+
+    def keep() -> None:
+        at = TrainingState(step=step, tokens=tokens, loss=value, data=batches.state_dict())
+        checkpoint.save(folder, model, optimizers, at, identity)
 
     with (folder / "log.jsonl").open("a") as log:
         while step < last:
@@ -120,13 +125,16 @@ def train(
 
             rate = (tokens - tokens_before) / (time.perf_counter() - started)
             if progress:
-                progress(step, value, rate)
+                try:
+                    progress(step, value, rate)
+                except Interrupted:
+                    keep()
+                    raise
             if step % LOG_EVERY == 0 or step == last:
                 row = {"step": step, "loss": value, "lr_scale": factor, "tokens": tokens, "tokens_per_s": round(rate)}
                 log.write(json.dumps(row) + "\n")
                 log.flush()
             if step % stage.checkpoint_every == 0 or step == last:
-                at = TrainingState(step=step, tokens=tokens, loss=value, data=batches.state_dict())
-                checkpoint.save(folder, model, optimizers, at, identity)
+                keep()
     model.eval()
     return Trained(steps=step, tokens=tokens, final_loss=value)

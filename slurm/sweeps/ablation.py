@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.data.world.mirror import WorldConfig
-from harness.errors import InputError
+from harness.errors import InputError, unknown
 from harness.train.alignment import Gate
+from refrag_v2.study_stages import SMOKE
 from slurm.jobs.align import AlignJob
 from slurm.jobs.compare import CompareJob, Way
 from slurm.jobs.data import WorldJob
@@ -25,6 +26,8 @@ from slurm.local import Phase
 from slurm.sweeps.tiny import ANSWER_TOKENS, train_phase
 
 SEEDS = (0, 1, 2)
+BUDGETS = {"full": SEEDS, "smoke": (0, 1)}  # and their seeds; smoke shows that all of it runs, in a minute or two
+SMOKE_LIMIT = 16
 WORLD = WorldConfig(seed=2, pairs=True)  # passages of two people: chunks of 64 tokens fit
 PASSAGES = 4
 
@@ -39,9 +42,19 @@ class Settings:
     runs: Path
     out: Path
     from_scratch: bool
+    budget: str
+
+    @property
+    def smoke(self) -> bool:
+        return self.budget == "smoke"
+
+    @property
+    def seeds(self) -> Sequence[int]:
+        return BUDGETS[self.budget]
 
     def trained(self, scale: str, seed: int, last: str = "cpt", *, skip: bool = False) -> TrainJob:
         """Reconstruction of ``scale``, and CPT after it; ``skip`` leaves reconstruction out."""
+        scale = f"{scale}{SMOKE}" if self.smoke else scale
         common: dict[str, Any] = dict(
             system="refrag_v2",
             scale=scale,
@@ -74,7 +87,7 @@ def ablate(
     world = WorldJob(config=WORLD, folder=settings.runs / "data" / WORLD.name)
     if settings.data is None:
         yield Phase(title="data", jobs=[world])
-    jobs = {variant: [make(seed) for seed in SEEDS] for variant, make in variants.items()}
+    jobs = {variant: [make(seed) for seed in settings.seeds] for variant, make in variants.items()}
     yield train_phase([job for trained in jobs.values() for job in trained])
 
     checks = [
@@ -87,7 +100,7 @@ def ablate(
             out=settings.runs / "alignment" / f"{name}-{variant.replace(', ', '-').replace(' ', '-')}-seed{seed}.json",
         )
         for variant, trained in jobs.items()
-        for seed, job in zip(SEEDS, trained, strict=True)
+        for seed, job in zip(settings.seeds, trained, strict=True)
     ]
     yield Phase(title="read back", jobs=checks)
 
@@ -123,10 +136,11 @@ def ablate(
     yield Phase(title="tables", jobs=[TablesJob(experiment=name, runs=settings.runs, out=settings.out)])
 
 
-def settings_of(name: str, *, checkpoint: str | None, budget: str | None, **rest: Any) -> Settings:
-    """``rest`` as ``Settings``. Raises ``InputError`` for what an ablation has none of: a start and a budget."""
+def settings_of(name: str, *, checkpoint: str | None, budget: str | None, limit: int | None, **rest: Any) -> Settings:
+    """``rest`` as ``Settings``. Raises ``InputError`` for a start, which no ablation has, and an unknown budget."""
     if checkpoint is not None:
         raise InputError(f"experiment {name!r} starts from the project's own decoder; leave --checkpoint out")
-    if budget is not None:
-        raise InputError(f"experiment {name!r} has one budget, equal for all; leave --budget {budget} out")
-    return Settings(**rest)
+    budget = budget or "full"
+    if budget not in BUDGETS:
+        raise unknown(f"scale of experiment {name!r}", budget, BUDGETS)
+    return Settings(budget=budget, limit=limit or (SMOKE_LIMIT if budget == "smoke" else None), **rest)

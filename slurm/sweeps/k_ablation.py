@@ -21,11 +21,13 @@ from slurm.sweeps.ablation import ablate, settings_of
 
 NAME = "k_ablation"
 RATES = (2, 4, 8, 16, 32, 64)
+SMOKE_RATES = (8, 16)
 
 
 def k_ablation(**asked: Any) -> Iterator[Phase]:
     """Phases of the experiment."""
     settings = settings_of(NAME, **asked)
-    variants = {f"k={k}": partial(settings.trained, f"ablation-k{k}") for k in RATES}
-    pairs = [(f"k={a}", f"k={b}") for a, b in pairwise(RATES)]
+    rates = SMOKE_RATES if settings.smoke else RATES
+    variants = {f"k={k}": partial(settings.trained, f"ablation-k{k}") for k in rates}
+    pairs = [(f"k={a}", f"k={b}") for a, b in pairwise(rates)]
     return ablate(NAME, variants, pairs, settings)

@@ -57,7 +57,7 @@ def objective(
     Raises ``InputError`` for a ``budget``: matched numbers of steps are the experiment.
     """
     if budget is not None:
-        raise InputError(f"experiment {NAME!r} has one budget, equal for all; leave --budget {budget} out")
+        raise InputError(f"experiment {NAME!r} has one budget, equal for all; leave --scale {budget} out")
     world = WorldJob(config=WORLD, folder=runs / "data" / WORLD.name)
     root = data or world.folder
     if data is None:

@@ -62,7 +62,7 @@ def passkey(
     if data or checkpoint or budget:
         raise InputError(
             f"experiment {NAME!r} makes its own data and trains all systems alike; leave --data, --checkpoint and "
-            "--budget out"
+            "--scale out"
         )
     settings: dict[str, Any] = dict(stage="memory", runs=runs, device=device, from_scratch=from_scratch)
     on_tokens = [TrainJob(system=system, scale="tiny", **settings) for system in ON_TOKENS]

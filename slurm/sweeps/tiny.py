@@ -2,7 +2,7 @@
 
     refrag-bench run tiny                                    (make run) from the accepted checkpoints
     refrag-bench run tiny --from-scratch                     trains everything in a short budget: a smoke of the recipe
-    refrag-bench run tiny --from-scratch --budget long       trains the accepted checkpoints again
+    refrag-bench run tiny --from-scratch --scale long       trains the accepted checkpoints again
 
 Fills     results/tables/tiny.*, tiny-selection.*, tiny-selection-cost.*, tiny-systems.*, tiny-systems-cost.*,
           results/figures/tiny*.*, and the seed's and the paper's tables and figures (results/replication.py);

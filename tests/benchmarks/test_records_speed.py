@@ -25,7 +25,8 @@ from results.verify import JOURNAL, verify
 
 ROWS = 1_000
 EXPERIMENTS, KINDS, RATES, PASSAGES = range(5), list(SYSTEMS)[:5], (8, 16), (1, 2, 4, 6, 8)
-RUNS = len(EXPERIMENTS) * len(QA_SUITES) * len(KINDS) * len(RATES) * len(PASSAGES)
+SUITES = list(QA_SUITES)[:4]
+RUNS = len(EXPERIMENTS) * len(SUITES) * len(KINDS) * len(RATES) * len(PASSAGES)
 AT_ONCE = 50  # runs summarised together
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -39,9 +40,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     name = namer(rng)
     asked = {
         suite: [(f"Who founded {name()}?", [name() for _ in range(rng.choice((1, 1, 2)))]) for _ in range(ROWS)]
-        for suite in QA_SUITES
+        for suite in SUITES
     }
-    cells = itertools.product(EXPERIMENTS, QA_SUITES, KINDS, RATES, PASSAGES)
+    cells = itertools.product(EXPERIMENTS, SUITES, KINDS, RATES, PASSAGES)
     while some := list(itertools.islice(cells, AT_ONCE)):
         specs = [spec(*cell) for cell in some]
         figures = [write_journal(folder, each, answers(each, asked[each.suite.name], name, rng)) for each in specs]

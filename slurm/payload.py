@@ -1,0 +1,119 @@
+"""What runs on a node: one job of a sweep, under its claim, with the signals that a cluster sends.
+
+    SIGUSR2    sent ahead of a time limit or a preemption (SLURM's --signal): the job keeps what it has, is requeued,
+               and goes on later where it was
+    SIGTERM    the end is seconds away: the same, without asking for the requeue, which is then SLURM's
+
+A failure leaves its traceback beside the job and on standard error, and exit code 1; an attempt that was overtaken
+leaves nothing, and exit code 75.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.errors import Busy, InputError, Interrupted
+from harness.record import RunRecord
+from slurm.attempt import LOOK_S, Attempt, Claim, Fenced
+from slurm.jobs import Progress
+from slurm.sweep import Sweep
+
+OVERTAKEN = 75  # EX_TEMPFAIL
+REQUEUED_S = 60  # until SLURM has ended a job that asked for its requeue
+BUSY_S = 300  # until an overtaken attempt has found out; it looks between two batches
+
+
+@dataclass(frozen=True, kw_only=True)
+class Payload:
+    """Job ``index`` of the sweep ``name``, submitted at ``launch``."""
+
+    sweeps: Path
+    name: str
+    index: int
+    launch: float
+
+    def __call__(self) -> None:
+        """Run the job, unless its result is there."""
+        told = _listen()
+        sweep = Sweep.open(self.sweeps, self.name)
+        member = sweep.members()[self.index]
+        if Path(__file__).resolve().parents[1] != sweep.code.resolve():
+            raise InputError(f"sweep {self.name} runs {sweep.code}, but {__file__} was imported")
+        claim = Claim(sweep.state(member), Attempt.here(self.name, self.launch))
+        try:
+            claim.take()
+            print(f"{member.title}: {claim.attempt}", flush=True)
+            if not sweep.done(member):
+                _run(sweep, self.index, claim, told)
+        except Fenced as error:
+            print(f"overtaken: {error}", file=sys.stderr, flush=True)
+            os._exit(OVERTAKEN)  # past submitit, which would keep this as the job's result
+
+
+def _listen() -> list[int]:
+    """The signals that came, from now on; in place of submitit's own handlers."""
+    told: list[int] = []
+
+    for number in (signal.SIGUSR2, signal.SIGTERM):
+        signal.signal(number, lambda number, _: told.append(number))
+    return told
+
+
+def _run(sweep: Sweep, index: int, claim: Claim, told: list[int]) -> None:
+    def progress(done: int, total: int, note: str = "") -> None:
+        if told:
+            claim.check()
+            raise Interrupted
+        claim.progressed(done, total, note)
+
+    job, started = sweep.job(index), time.perf_counter()
+    try:
+        result = _when_free(job, progress)
+        claim.finished(
+            job.said(result), getattr(result, "n_errors", 0), _made(job, result), time.perf_counter() - started
+        )
+    except Interrupted:
+        _give_way(claim, requeue=signal.SIGUSR2 in told)
+    except Exception as error:
+        claim.failed(error, traceback.format_exc())
+        raise
+
+
+def _when_free(job: Any, progress: Progress) -> Any:
+    """Run the job as soon as no overtaken attempt writes its files any more."""
+    until = time.monotonic() + BUSY_S
+    while True:
+        try:
+            return job.run(progress)
+        except Busy:
+            if time.monotonic() > until:
+                raise
+            time.sleep(LOOK_S)
+
+
+def _made(job: Any, result: Any) -> Path | None:
+    """What a job leaves that is its own: a record or a checkpoint."""
+    if isinstance(result, RunRecord):
+        spec = result.spec
+        folder: Path = job.runs / spec["suite"]["name"] / spec["system"]["name"] / result.run_id
+        return folder / "record.json"
+    return result if isinstance(result, Path) else None
+
+
+def _give_way(claim: Claim, *, requeue: bool) -> None:
+    """Ask for the requeue, and wait to be ended: an exit of its own accord would count as the end of the job."""
+    if not claim.attempt.slurm_job:
+        os._exit(OVERTAKEN)
+    print(f"interrupted; {'requeueing' if requeue else 'waiting to be ended'}", flush=True)
+    if requeue:
+        subprocess.run(["scontrol", "requeue", claim.attempt.slurm_job], check=False)
+    time.sleep(REQUEUED_S)
+    os._exit(OVERTAKEN)

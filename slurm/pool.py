@@ -1,0 +1,137 @@
+"""Run a sweep on this machine: submitit's local executor behind a queue of our own, a few jobs at a time.
+
+The processes are of the one that started them: it has to stay, and ending it ends them (each keeps what it has). After
+a crash the same sweep goes on with ``refrag-bench sweep resume``; what still runs from before is waited for.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from itertools import count, groupby
+from pathlib import Path
+
+from harness.files import write_atomically
+from slurm.arrays import Member
+from slurm.cluster import LocalProfile
+from slurm.launch import log_folder, plan
+from slurm.payload import Payload
+from slurm.queue import Entry
+from slurm.sweep import Launch, Sweep
+from slurm.watch import Look
+
+TICK_S = 0.2
+DRIVER = "driver.pid"
+TIMEOUT_MIN = 60 * 24 * 365  # there is no time limit here
+
+
+def run(sweep: Sweep, profile: LocalProfile, tick: Callable[[], None]) -> None:
+    """Run what is not done, phase by phase, as many jobs at once as the sweep says; ``tick`` is called all the time.
+
+    A failed job does not stop the others of its phase, but no later phase begins. Interrupted, it ends its jobs first.
+    """
+    os.environ.update(profile.environment)
+    os.environ["PYTHONPATH"] = str(sweep.code.resolve())
+    members = plan(sweep)
+    write_atomically(sweep.folder / DRIVER, str(os.getpid()))
+    slots = sweep.header.parallel or max(1, profile.gpus_per_node)
+    log = log_folder(sweep)
+    running = {one.indices[0]: int(one.slurm_id) for one in sweep.launches() if alive(int(one.slurm_id), sweep)}
+    try:
+        for _, phase in groupby(members, key=lambda member: member.phase):
+            if not _run_phase(sweep, list(phase), running, slots, log, tick):
+                return
+    finally:
+        _end(sweep, running)
+        (sweep.folder / DRIVER).unlink(missing_ok=True)
+
+
+def _run_phase(
+    sweep: Sweep,
+    phase: Sequence[Member],
+    running: dict[int, int],
+    slots: int,
+    log: Path,
+    tick: Callable[[], None],
+) -> bool:
+    """Did every job of the phase succeed?"""
+    waiting = [member for member in phase if member.index not in running and not sweep.done(member)]
+    lent: dict[int, int] = {}  # GPUs, by job
+    while waiting or running:
+        for index in [index for index, pid in running.items() if not alive(pid, sweep)]:
+            del running[index]
+            lent.pop(index, None)
+        while waiting and len(running) < slots:
+            member = waiting.pop(0)
+            free = next(gpu for gpu in count() if gpu not in lent.values())
+            lent[member.index] = free
+            running[member.index] = _start(sweep, member, log, free if member.shape.gpus else None)
+        tick()
+        time.sleep(TICK_S)
+    return all(sweep.done(member) for member in phase)
+
+
+def _start(sweep: Sweep, member: Member, log: Path, gpu: int | None) -> int:
+    """Start a job; the process that controls it."""
+    import submitit
+
+    executor = submitit.LocalExecutor(folder=log / f"{member.index:04d}")
+    on = {} if gpu is None else {"gpus_per_node": 1, "visible_gpus": (gpu,)}
+    executor.update_parameters(timeout_min=TIMEOUT_MIN, tasks_per_node=member.shape.tasks_per_node, **on)
+    at = time.time()
+    payload = Payload(sweeps=sweep.folder.parent.resolve(), name=sweep.header.id, index=member.index, launch=at)
+    job = executor.submit(payload)
+    sweep.launched(Launch(slurm_id=job.job_id, phase=member.phase, indices=(member.index,), at=at))
+    return int(job.job_id)
+
+
+def looker(sweep: Sweep) -> Look:
+    """What is known of a sweep's processes, as ``slurm.queue`` says it of jobs."""
+    here, gone = Entry(phase="running", state="RUNNING"), Entry(phase="ended", state="GONE")
+    return lambda ids: {name: here if alive(int(name), sweep) else gone for name in ids}
+
+
+def driven(sweep: Sweep) -> bool:
+    """Is a process there that starts what is waiting?"""
+    try:
+        return alive(int((sweep.folder / DRIVER).read_text()), sweep)
+    except FileNotFoundError:
+        return False
+
+
+def alive(pid: int, sweep: Sweep) -> bool:
+    """Is this process there, no corpse, and the sweep's, whose id its command names? Reaps a child of this one."""
+    try:
+        if os.waitpid(pid, os.WNOHANG)[0] == pid:
+            return False
+    except ChildProcessError:
+        pass
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z" and sweep.header.id.encode() in command
+
+
+def stop(sweep: Sweep) -> list[int]:
+    """End the driver and all jobs of a sweep; the processes that were told."""
+    try:
+        driver = [int((sweep.folder / DRIVER).read_text())]
+    except FileNotFoundError:
+        driver = []
+    pids = [pid for pid in (*driver, *(int(one.slurm_id) for one in sweep.launches())) if alive(pid, sweep)]
+    for pid in pids:
+        os.kill(pid, signal.SIGTERM)
+    return pids
+
+
+def _end(sweep: Sweep, running: Mapping[int, int]) -> None:
+    for pid in running.values():
+        if alive(pid, sweep):
+            os.kill(pid, signal.SIGTERM)
+    until = time.monotonic() + 30
+    while any(alive(pid, sweep) for pid in running.values()) and time.monotonic() < until:
+        time.sleep(TICK_S)

@@ -1,0 +1,124 @@
+"""From what was asked on the command line to a sweep that can be launched: checked first, then put on disk."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.cli.catalog import EXPERIMENTS, find
+from harness.config import plain
+from harness.errors import InputError
+from slurm import checkout, queue
+from slurm.arrays import Member, arrays, cost
+from slurm.cluster import LocalProfile, Profile, SlurmProfile
+from slurm.cluster_checks import check_before_submission
+from slurm.launch import read_asked
+from slurm.local import Phase
+from slurm.shapes import sbatch_parameters
+from slurm.sweep import Header, Sweep, members_of, new_id, sweeps_beside
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """An experiment and its arguments. Without ``out``, tables go into the sweep's own folder."""
+
+    experiment: str
+    data: Path | None
+    checkpoint: str | None
+    limit: int | None
+    device: str
+    scale: str | None
+    from_scratch: bool
+    runs: Path
+    out: Path | None
+
+    def arguments(self, results: Path) -> dict[str, Any]:
+        """What the experiment takes, as plain values; ``results`` where no ``out`` was given. Paths are absolute."""
+        return {
+            "data": _absolute(self.data),
+            "checkpoint": _absolute(self.checkpoint),
+            "limit": self.limit,
+            "device": self.device,
+            "budget": self.scale,
+            "from_scratch": self.from_scratch,
+            "runs": self.runs.absolute().as_posix(),
+            "out": (self.out or results).absolute().as_posix(),
+        }
+
+    def phases(self) -> Sequence[Phase]:
+        """The experiment, worked out. Raises ``InputError`` for whatever it does not accept."""
+        experiment = find("experiment", EXPERIMENTS, self.experiment)
+        return list(experiment(**read_asked(self.arguments(Path("results")))))
+
+
+def _absolute(name: Path | str | None) -> str | None:
+    """The path of what is there; the name of what is not (it may be on a hub)."""
+    return None if name is None else str(Path(name).absolute()) if Path(name).exists() else str(name)
+
+
+def describe(asked: Asked, profile: Profile, *, parallel: int | None, minutes: int | None) -> str:
+    """What would be submitted: jobs by phase, arrays, the bound of GPU-hours and cost."""
+    _check_numbers(parallel, minutes)
+    members = members_of(asked.phases())
+    if isinstance(profile, LocalProfile):
+        lines = [f"  {phase}: {n} jobs" for phase, n in Counter(member.phase for member in members).items()]
+        return "\n".join([f"{asked.experiment} on {profile.name}: {len(members)} jobs", *lines])
+    for member in members:
+        sbatch_parameters(member.shape, profile, minutes=minutes)
+    return "\n".join(_described(asked, members, profile, minutes))
+
+
+def _described(asked: Asked, members: Sequence[Member], profile: SlurmProfile, minutes: int | None) -> list[str]:
+    try:
+        longest, note = queue.longest_array(profile), ""
+    except InputError as error:  # a plan can be made where no SLURM is
+        longest, note = len(members), f"  ({error}; arrays are shown whole)"
+    phases = arrays(members, longest=longest)
+    lines = [f"{asked.experiment} on {profile.name}: {len(members)} jobs in {sum(map(len, phases))} arrays{note}"]
+    lines += [
+        f"  {array.phase}: {len(array.indices)} jobs of {array.shape.said}" for phase in phases for array in phase
+    ]
+    bound = cost(members, profile, minutes=minutes)
+    price = "no price in the profile (gpu_hour_price)" if bound.price is None else f"{bound.price:,.2f}"
+    limit = minutes or profile.time_min
+    return [*lines, f"  at most {bound.gpu_hours:,.1f} GPU-hours at {limit} minutes a job; cost: {price}"]
+
+
+def create(asked: Asked, profile: Profile, *, dirty: bool, parallel: int | None, minutes: int | None) -> Sweep:
+    """A sweep on disk, with its worktree; nothing is submitted yet.
+
+    Raises ``InputError``, and leaves nothing behind, where the experiment, the cluster or the checkout is not right.
+    """
+    _check_numbers(parallel, minutes)
+    for member in members_of(asked.phases()):
+        if isinstance(profile, SlurmProfile):
+            sbatch_parameters(member.shape, profile, minutes=minutes)
+        elif member.shape.nodes > 1:
+            raise InputError(f"{member.title} asks for {member.shape.nodes} nodes; cluster {profile.name!r} has one")
+    check_before_submission(profile, asked.runs)
+    source = checkout.source(dirty=dirty)
+    sweeps, name = sweeps_beside(asked.runs), new_id(asked.experiment)
+    header = Header(
+        id=name,
+        experiment=asked.experiment,
+        cluster=profile.name,
+        commit=source.commit,
+        dirty=bool(source.diff),
+        created=time.time(),
+        asked=plain(asked.arguments(sweeps / name / "results")),
+        parallel=parallel,
+        minutes=minutes,
+    )
+    sweep = Sweep.create(sweeps, header)
+    checkout.check_out(source, sweep.folder)
+    return sweep
+
+
+def _check_numbers(parallel: int | None, minutes: int | None) -> None:
+    for name, value in (("--parallel", parallel), ("--minutes", minutes)):
+        if value is not None and value < 1:
+            raise InputError(f"expected at least 1 as {name}, got {value}")

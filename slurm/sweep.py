@@ -1,0 +1,193 @@
+"""A sweep on disk: an experiment whose jobs were given to a cluster, and all that is known of them.
+
+    <sweeps>/<id>/sweep.json       what was asked, of which commit, for which cluster
+    <sweeps>/<id>/code/            the worktree that its jobs run
+    <sweeps>/<id>/changes.diff     what that worktree has beside its commit, where it was launched dirty
+    <sweeps>/<id>/jobs.jsonl       a line per job: place, phase, title, digest, shape
+    <sweeps>/<id>/jobs.pickle      the jobs
+    <sweeps>/<id>/launches.jsonl   a line per array that was submitted: SLURM's id, phase, the jobs in it, when
+    <sweeps>/<id>/log/             the jobs' output, one folder per launch and array
+    <sweeps>/jobs/<digest>/        a job's attempts, progress and result (slurm/attempt.py), whatever sweep it is in
+
+``sweeps`` stands beside the folder of runs, not in it: a worktree holds accepted records, which are nobody's runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.config import canonical_json, digest, plain
+from harness.errors import InputError, unknown
+from harness.files import write_atomically
+from slurm import attempt
+from slurm.arrays import Member
+from slurm.checkout import ROOT
+from slurm.local import Job, Phase
+from slurm.shapes import Shape, shape_of
+
+FOLDER = "sweeps"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """``asked`` are the arguments of the experiment; ``settings`` how it is run: throttle, minutes per job."""
+
+    id: str
+    experiment: str
+    cluster: str
+    commit: str
+    dirty: bool
+    created: float
+    asked: Mapping[str, Any]
+    parallel: int | None
+    minutes: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """One array that was submitted. ``indices`` are the jobs of its tasks 0, 1, ..."""
+
+    slurm_id: str
+    phase: str
+    indices: tuple[int, ...]
+    at: float
+
+    def task_id(self, place: int) -> str:
+        """What the queue calls the job of task ``place``; an array of one job is no array to submitit."""
+        return f"{self.slurm_id}_{place}" if len(self.indices) > 1 else self.slurm_id
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The sweep in ``folder``."""
+
+    folder: Path
+    header: Header
+
+    @classmethod
+    def create(cls, sweeps: Path, header: Header) -> Sweep:
+        folder = sweeps / header.id
+        folder.mkdir(parents=True)
+        write_atomically(folder / "sweep.json", json.dumps(plain(header), indent=1) + "\n")
+        return cls(folder, header)
+
+    @classmethod
+    def open(cls, sweeps: Path, name: str | None) -> Sweep:
+        """The sweep of that id, or the newest one. Raises ``InputError`` where there is none."""
+        found = ids(sweeps)
+        if not found:
+            raise InputError(f"no sweep in {sweeps}; submit one with `refrag-bench sweep submit`")
+        if name is not None and name not in found:
+            raise unknown("sweep", name, found)
+        folder = sweeps / (name or found[-1])
+        return cls(folder, Header(**json.loads((folder / "sweep.json").read_text())))
+
+    @property
+    def code(self) -> Path:
+        return self.folder / "code"
+
+    def write_jobs(self, phases: Sequence[Phase]) -> list[Member]:
+        """Number the jobs of all phases and keep them, each once."""
+        jobs = _numbered(phases)
+        members = members_of(phases)
+        write_atomically(self.folder / "jobs.pickle", pickle.dumps([job for _, job in jobs]))
+        lines = "".join(json.dumps(plain(member), ensure_ascii=False) + "\n" for member in members)
+        write_atomically(self.folder / "jobs.jsonl", lines)
+        return members
+
+    def members(self) -> list[Member]:
+        """Raises ``InputError`` where the sweep was cut off before its jobs were written."""
+        try:
+            lines = (self.folder / "jobs.jsonl").read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError as error:
+            raise InputError(f"sweep {self.header.id} was cut off before it was submitted; submit it again") from error
+        rows = [json.loads(line) for line in lines]
+        return [Member(**row | {"shape": Shape(**row["shape"])}) for row in rows]
+
+    def job(self, index: int) -> Job:
+        """One job. Only to be called in the sweep's own code, as pickles name classes."""
+        job: Job = pickle.loads((self.folder / "jobs.pickle").read_bytes())[index]
+        return job
+
+    def state(self, member: Member) -> Path:
+        """Where a job's attempts and result lie."""
+        return self.folder.parent / "jobs" / member.digest
+
+    def done(self, member: Member) -> dict[str, Any]:
+        """Its result; empty where it has none."""
+        return attempt.done(self.state(member), self.header.id)
+
+    def launched(self, launch: Launch) -> None:
+        with (self.folder / "launches.jsonl").open("a") as file:
+            file.write(json.dumps(plain(launch)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def launches(self) -> list[Launch]:
+        """Oldest first."""
+        try:
+            lines = (self.folder / "launches.jsonl").read_text().splitlines()
+        except FileNotFoundError:
+            return []
+        rows = [json.loads(line) for line in lines]
+        return [Launch(**row | {"indices": tuple(row["indices"])}) for row in rows]
+
+
+def members_of(phases: Sequence[Phase]) -> list[Member]:
+    """The jobs of all phases, numbered, each once."""
+    return [
+        Member(index=index, phase=phase, title=job.title, digest=job_digest(job), shape=shape_of(job))
+        for index, (phase, job) in enumerate(_numbered(phases))
+    ]
+
+
+def _numbered(phases: Sequence[Phase]) -> list[tuple[str, Job]]:
+    steps = [step for phase in phases for step in _steps(phase)]
+    once = {job_digest(job): (step.title, job) for step in reversed(steps) for job in reversed(step.jobs)}
+    return list(reversed(once.values()))
+
+
+def _steps(phase: Phase) -> list[Phase]:
+    """A phase of trainings that start from one another, as phases whose jobs do not."""
+    depth: dict[str, int] = {}
+    for job in phase.jobs:  # in an order that can run
+        before = getattr(job, "before", None)
+        depth[job_digest(job)] = 1 + depth.get(job_digest(before), -1) if before else 0
+    deepest = max(depth.values(), default=0)
+    if not deepest:
+        return [phase]
+    return [
+        Phase(
+            title=f"{phase.title} {step + 1}/{deepest + 1}",
+            jobs=[job for job in phase.jobs if depth[job_digest(job)] == step],
+        )
+        for step in range(deepest + 1)
+    ]
+
+
+def sweeps_beside(runs: Path) -> Path:
+    """Where the sweeps over ``runs`` lie."""
+    return runs.absolute().parent / FOLDER
+
+
+def ids(sweeps: Path) -> list[str]:
+    """All sweeps in ``sweeps``, oldest first."""
+    headers = [json.loads(path.read_text()) for path in sweeps.glob("*/sweep.json")]
+    return [header["id"] for header in sorted(headers, key=lambda header: header["created"])]
+
+
+def new_id(experiment: str) -> str:
+    """Readable, in order of time, never used before."""
+    return f"{experiment}-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
+
+
+def job_digest(job: Job) -> str:
+    """What a job is, wherever the code lies that runs it."""
+    return digest([type(job).__name__, canonical_json(job).replace(f"{ROOT}/", "")])
