@@ -74,8 +74,8 @@ def train(
     """Run ``stage`` on ``model`` in place, from the newest checkpoint in ``folder`` if there is one.
 
     ``loss`` returns the mean over what it supervises, a scalar. ``stop_after`` ends the call after that many
-    optimizer steps in all, with a checkpoint (how a test interrupts); so does ``Interrupted`` out of ``progress``. Raises ``NonFiniteLoss``, and
-    ``InputError`` where a checkpoint in ``folder`` belongs to another stage.
+    optimizer steps in all, with a checkpoint (how a test interrupts); so does ``Interrupted`` out of ``progress``.
+    Raises ``NonFiniteLoss``, and ``InputError`` where a checkpoint in ``folder`` belongs to another stage.
     """
     torch.manual_seed(stage.seed)
     parameters = freeze(model, stage)
