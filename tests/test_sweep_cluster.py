@@ -71,7 +71,7 @@ def test_one_fails_by_design_and_resume_runs_only_what_is_missing(cluster: Clust
     sweep = Sweep(cluster, "smoke", "--scale", "failing", "--watch")
     assert sweep.submitted.returncode == 1
     status = sweep.status()
-    assert status["counts"] == {"done": 19, "failed": 1, "not started": 1}
+    assert status["counts"] == {"done": 19, "failed": 1, "not started": 1}, sweep.bench("logs", sweep.id).stdout
     failed = next(row for row in status["rows"] if row["state"] == "failed")
     assert failed["said"].startswith("RuntimeError: job 7 fails by design")
     logs = sweep.bench("logs", sweep.id).stdout
