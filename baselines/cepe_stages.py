@@ -226,10 +226,12 @@ WARMUP = {
     "tiny": _warmup(100, "tiny"),
     "tiny-short": _warmup(30, "tiny-short"),
     "text-tiny": _on_text(_warmup(100, "text-tiny"), NextToken()),
+    "text-tiny-quarter": _on_text(_warmup(25, "text-tiny-quarter"), NextToken()),
     "text-tiny-short": _on_text(_warmup(2, "text-tiny-short"), NextToken()),
 }
 CPT = {
     "text-tiny": _on_text(_cpt(800, "text-tiny"), NextParagraph()),
+    "text-tiny-quarter": _on_text(_cpt(200, "text-tiny-quarter"), NextParagraph()),
     "text-tiny-short": _on_text(_cpt(2, "text-tiny-short"), NextParagraph()),
     "tiny": _cpt(800, "tiny"),
     "tiny-short": _cpt(200, "tiny-short"),

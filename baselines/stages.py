@@ -111,12 +111,14 @@ PRETRAIN: dict[str, DecoderRecipe | TextDecoderRecipe] = {
     "tiny": _pretrain(2000),
     "tiny-short": _pretrain(600),
     "text-tiny": text_stages.pretrain(2000),
+    "text-tiny-quarter": text_stages.pretrain(500),
     "text-tiny-short": text_stages.pretrain(2),
 }
 FINETUNE: dict[str, DecoderRecipe | TextDecoderRecipe] = {
     "tiny": _finetune(600, "tiny"),
     "tiny-short": _finetune(150, "tiny-short"),
     "text-tiny": text_stages.finetune(670, "text-tiny"),
+    "text-tiny-quarter": text_stages.finetune(168, "text-tiny-quarter"),
     "text-tiny-short": text_stages.finetune(2, "text-tiny-short"),
 }
 # Passkeys and look-ups on top of that (slurm/sweeps/passkey.py).

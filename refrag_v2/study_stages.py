@@ -124,6 +124,7 @@ _ALL = [
     *(ablation(model=model) for model in (UNALIGNED, *POOLINGS)),
     *(ablation(model=model, order="alone") for model in (NOTHING, UNALIGNED)),
     *(text(k, "", 300, 800) for k in (8, 16, 32)),
+    *(text(k, "-quarter", 75, 200) for k in (8, 16, 32)),
     *(text(k, "-short", 2, 2) for k in (8, 16, 32)),
 ]
 STUDIES: Mapping[str, Recipes] = {scale: recipes for each in _ALL for scale, recipes in each.items()}

@@ -150,8 +150,12 @@ def members_of(phases: Sequence[Phase]) -> list[Member]:
 
 def _numbered(phases: Sequence[Phase]) -> list[tuple[str, Job]]:
     steps = [step for phase in phases for step in _steps(phase)]
-    once = {job_digest(job): (step.title, job) for step in reversed(steps) for job in reversed(step.jobs)}
-    return list(reversed(once.values()))
+    once: dict[str, tuple[str, Job]] = {}
+    for step in steps:
+        for job in step.jobs:
+            if not getattr(job, "finished", False):  # an accepted checkpoint
+                once.setdefault(job_digest(job), (step.title, job))
+    return list(once.values())
 
 
 def _steps(phase: Phase) -> list[Phase]:

@@ -8,6 +8,8 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+pytest_plugins = ("clusters",)
+
 PROJECT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("REFRAG_SHARED", PROJECT.parent / "shared"))
 

@@ -77,6 +77,7 @@ SEED_NAMES: Mapping[str, str] = {
 }
 
 EXPERIMENTS: Mapping[str, str] = {
+    "smoke": "slurm.sweeps.smoke:smoke",
     "tiny": "slurm.sweeps.tiny:tiny",
     "selection": "slurm.sweeps.selection:selection",
     "objective": "slurm.sweeps.objective:objective",

@@ -38,7 +38,7 @@ NAME = "perplexity"
 RATES = (8, 16, 32)
 CONTEXTS = (256, 512, 1024)  # the first is the trained one
 NOTHING: Mapping[str, Any] = MappingProxyType({})
-BUDGETS = {"long": "", "short": "-short"}
+BUDGETS = {"long": "", "quarter": "-quarter", "short": "-short"}
 # What reads with full context's decoder.
 ON_FULL_CONTEXT: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("standard_rag", NOTHING),
