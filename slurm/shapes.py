@@ -77,7 +77,7 @@ def sbatch_parameters(shape: Shape, profile: SlurmProfile, *, minutes: int | Non
         asked["gres"] = profile.gres_of(shape.gpus_per_node)
         share = shape.gpus_per_node / profile.gpus_per_node
         if profile.memory_gb:
-            asked["mem"] = f"{int(profile.memory_gb * share)}G"
+            asked["mem"] = f"{max(1, int(profile.memory_gb * share))}G"  # 0 would be all of it
         elif share == 1:
             asked["mem"] = "0"  # all that the node has
     return {name: value for name, value in asked.items() if value != ""}
