@@ -56,7 +56,8 @@ def _diff() -> bytes:
         index = {"GIT_INDEX_FILE": f"{scratch}/index"}
         _git("read-tree", "HEAD", environment=index)
         _git("add", "--all", environment=index)
-        return _git("diff", "--cached", "--binary", "HEAD", environment=index)
+        # Plumbing: what a user has set for `git diff` (noprefix, an external tool) is not a patch to apply.
+        return _git("diff-index", "--cached", "--binary", "--no-ext-diff", "--patch", "HEAD", environment=index)
 
 
 def _git(*arguments: str, at: Path = ROOT, environment: dict[str, str] | None = None) -> bytes:
