@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -99,8 +100,8 @@ def create(asked: Asked, profile: Profile, *, dirty: bool, parallel: int | None,
             sbatch_parameters(member.shape, profile, minutes=minutes)
         elif member.shape.nodes > 1:
             raise InputError(f"{member.title} asks for {member.shape.nodes} nodes; cluster {profile.name!r} has one")
-    check_before_submission(profile, asked.runs)
     source = checkout.source(dirty=dirty)
+    check_before_submission(profile, asked.runs)  # last, as it makes the folder
     sweeps, name = sweeps_beside(asked.runs), new_id(asked.experiment)
     header = Header(
         id=name,
@@ -114,7 +115,11 @@ def create(asked: Asked, profile: Profile, *, dirty: bool, parallel: int | None,
         minutes=minutes,
     )
     sweep = Sweep.create(sweeps, header)
-    checkout.check_out(source, sweep.folder)
+    try:
+        checkout.check_out(source, sweep.folder)
+    except BaseException:
+        shutil.rmtree(sweep.folder)
+        raise
     return sweep
 
 
