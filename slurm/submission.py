@@ -63,7 +63,7 @@ def _absolute(name: Path | str | None) -> str | None:
 
 def describe(asked: Asked, profile: Profile, *, parallel: int | None, minutes: int | None) -> str:
     """What would be submitted: jobs by phase, arrays, the bound of GPU-hours and cost."""
-    _check_numbers(parallel, minutes)
+    _check_numbers(profile, parallel, minutes)
     members = members_of(asked.phases())
     if isinstance(profile, LocalProfile):
         lines = [f"  {phase}: {n} jobs" for phase, n in Counter(member.phase for member in members).items()]
@@ -94,7 +94,7 @@ def create(asked: Asked, profile: Profile, *, dirty: bool, parallel: int | None,
 
     Raises ``InputError``, and leaves nothing behind, where the experiment, the cluster or the checkout is not right.
     """
-    _check_numbers(parallel, minutes)
+    _check_numbers(profile, parallel, minutes)
     for member in members_of(asked.phases()):
         if isinstance(profile, SlurmProfile):
             sbatch_parameters(member.shape, profile, minutes=minutes)
@@ -123,7 +123,9 @@ def create(asked: Asked, profile: Profile, *, dirty: bool, parallel: int | None,
     return sweep
 
 
-def _check_numbers(parallel: int | None, minutes: int | None) -> None:
+def _check_numbers(profile: Profile, parallel: int | None, minutes: int | None) -> None:
+    if minutes is not None and isinstance(profile, LocalProfile):
+        raise InputError(f"cluster {profile.name!r} has no time limit; leave --minutes out")
     for name, value in (("--parallel", parallel), ("--minutes", minutes)):
         if value is not None and value < 1:
             raise InputError(f"expected at least 1 as {name}, got {value}")
