@@ -24,7 +24,7 @@ def table(status: Status, *, everything: bool) -> None:
 
     console = Console()
     console.print(_table(status, everything=everything))
-    console.print(_summary(status), highlight=False)
+    console.print(_summary(status), highlight=False, markup=False)
 
 
 @contextmanager
@@ -32,6 +32,7 @@ def live() -> Iterator[Callable[[Status], None]]:
     """The yielded function shows a state, on standard error."""
     from rich.console import Console
     from rich.live import Live
+    from rich.text import Text
 
     console = Console(stderr=True)
     last = 0.0
@@ -44,7 +45,7 @@ def live() -> Iterator[Callable[[Status], None]]:
             line = _summary(status)
             if line != said and time.monotonic() - last > LOG_SECONDS:
                 last, said = time.monotonic(), line
-                console.print(line, highlight=False, soft_wrap=True)
+                console.print(line, highlight=False, markup=False, soft_wrap=True)
 
         yield log
         return
@@ -55,7 +56,7 @@ def live() -> Iterator[Callable[[Status], None]]:
             if time.monotonic() - last > REDRAWN_S:
                 last = time.monotonic()
                 drawn = _table(status, everything=False)
-                drawn.caption = _summary(status)
+                drawn.caption = Text(_summary(status))
                 view.update(drawn, refresh=True)
 
         yield draw
@@ -72,7 +73,8 @@ def _table(status: Status, *, everything: bool) -> Table:
     for row in rows:
         style = STYLES.get(row.state, "")
         where = " ".join(filter(None, (row.slurm_job, row.node)))
-        drawn.add_row(str(row.index), row.phase, row.title, Text(row.state, style), where, row.said)
+        # Text, as an error message may hold what rich takes for markup.
+        drawn.add_row(str(row.index), Text(row.phase), Text(row.title), Text(row.state, style), where, Text(row.said))
     for state, n in hidden.items():
         drawn.add_row("...", "", f"{n} more {state}", "", "", "")
     return drawn
