@@ -164,7 +164,8 @@ def build_executor(
             *(f"module load {shlex.quote(module)}" for module in profile.modules),
             *(f"export {name}={shlex.quote(value)}" for name, value in exports.items()),
         ],
-        srun_args=["--kill-on-bad-exit=1"],  # one lost process ends the others
+        # One lost process ends the others; and from SLURM 22.05 on srun does not take sbatch's CPUs per task over.
+        srun_args=["--kill-on-bad-exit=1", f"--cpus-per-task={profile.cpus_per_gpu}"],
         additional_parameters={"requeue": True, "kill-on-invalid-dep": "yes", "chdir": str(sweep.code.resolve())},
     )
     return executor
