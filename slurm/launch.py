@@ -158,6 +158,7 @@ def build_executor(
     executor.update_parameters(
         **sbatch_parameters(array.shape, profile, minutes=sweep.header.minutes),
         job_name=sweep.header.id,
+        wckey=None,  # submitit's own word for it is refused where accounting knows its keys
         array_parallelism=sweep.header.parallel or len(array.indices),
         dependency=",".join(dependencies) or None,
         setup=[
