@@ -129,7 +129,8 @@ def _resume(sweep: Sweep, args: argparse.Namespace) -> int:
 
 
 def _in_its_code(sweep: Sweep, args: argparse.Namespace) -> int:
-    command = [sys.executable, "-m", "harness.cli.main", "sweep", "resume", sweep.header.id]
+    online = ["--allow-download"] if args.allow_download else []
+    command = [sys.executable, "-m", "harness.cli.main", "sweep", *online, "resume", sweep.header.id]
     command += ["--runs", str((args.runs or Path("runs")).absolute()), *(["--watch"] if args.watch else [])]
     child = subprocess.Popen(command, cwd=sweep.code, env={**os.environ, "PYTHONPATH": str(sweep.code.resolve())})
     while True:
