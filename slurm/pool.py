@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import count, groupby
 from pathlib import Path
 
+from harness.errors import InputError
 from harness.files import write_atomically
 from slurm.arrays import Member
 from slurm.cluster import LocalProfile
@@ -35,6 +36,8 @@ def run(sweep: Sweep, profile: LocalProfile, tick: Callable[[], None]) -> None:
     os.environ.update(profile.environment)
     os.environ["PYTHONPATH"] = str(sweep.code.resolve())
     members = plan(sweep)
+    if driven(sweep):
+        raise InputError(f"sweep {sweep.header.id} is being run already, by process {_driver(sweep)}")
     write_atomically(sweep.folder / DRIVER, str(os.getpid()))
     slots = sweep.header.parallel or max(1, profile.gpus_per_node)
     log = log_folder(sweep)
@@ -95,10 +98,15 @@ def looker(sweep: Sweep) -> Look:
 
 def driven(sweep: Sweep) -> bool:
     """Is a process there that starts what is waiting?"""
+    driver = _driver(sweep)
+    return driver is not None and alive(driver, sweep)
+
+
+def _driver(sweep: Sweep) -> int | None:
     try:
-        return alive(int((sweep.folder / DRIVER).read_text()), sweep)
+        return int((sweep.folder / DRIVER).read_text())
     except FileNotFoundError:
-        return False
+        return None
 
 
 def alive(pid: int, sweep: Sweep) -> bool:
@@ -118,11 +126,8 @@ def alive(pid: int, sweep: Sweep) -> bool:
 
 def stop(sweep: Sweep) -> list[int]:
     """End the driver and all jobs of a sweep; the processes that were told."""
-    try:
-        driver = [int((sweep.folder / DRIVER).read_text())]
-    except FileNotFoundError:
-        driver = []
-    pids = [pid for pid in (*driver, *(int(one.slurm_id) for one in sweep.launches())) if alive(pid, sweep)]
+    pids = [pid for pid in (_driver(sweep), *(int(one.slurm_id) for one in sweep.launches())) if pid]
+    pids = [pid for pid in pids if alive(pid, sweep)]
     for pid in pids:
         os.kill(pid, signal.SIGTERM)
     return pids
