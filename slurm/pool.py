@@ -85,7 +85,12 @@ def _start(sweep: Sweep, member: Member, log: Path, gpu: int | None) -> int:
     executor.update_parameters(timeout_min=TIMEOUT_MIN, tasks_per_node=member.shape.tasks_per_node, **on)
     at = time.time()
     payload = Payload(sweeps=sweep.folder.parent.resolve(), name=sweep.header.id, index=member.index, launch=at)
-    job = executor.submit(payload)
+    # The terminal's Ctrl-C goes to every process; a job is to hear of it from its driver alone, which gives it time.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        job = executor.submit(payload)
+    finally:
+        signal.signal(signal.SIGINT, before)
     sweep.launched(Launch(slurm_id=job.job_id, phase=member.phase, indices=(member.index,), at=at))
     return int(job.job_id)
 
