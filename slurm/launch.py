@@ -102,7 +102,7 @@ def _live(sweep: Sweep, profile: SlurmProfile, members: Sequence[Member]) -> dic
     Held ones are released. Where a phase is to be submitted again in part, what waits for it in later phases would wait
     for the failed jobs, so that is cancelled, to be submitted again behind the new ones.
     """
-    rows = Watcher(sweep, queue.Queue(profile).look).status()
+    rows = Watcher(sweep, queue.Queue(profile).look).settled()
     if rows.problem:
         raise InputError(rows.problem)
     held = [row.slurm_job for row in rows.rows if row.state == "held"]

@@ -39,6 +39,7 @@ class Row:
     slurm_job: str = ""
     node: str = ""
     errors: int = 0  # examples that raised one
+    sure: bool = True  # False: the queue does not know it, or its result is late; wrong if that stays so
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +102,14 @@ class Watcher:
             rows.append(row)
         return Status(id=self.sweep.header.id, rows=rows, problem=problem)
 
+    def settled(self, *, every: float = 2.0) -> Status:
+        """The status once it is sure of every job (within ``LOST_S``), or the controller does not answer."""
+        while True:
+            status = self.status()
+            if status.problem or all(row.sure for row in status.rows):
+                return status
+            time.sleep(every)
+
     def _row(self, member: Member, place: _Place | None, entries: Mapping[str, Entry], *, silent: bool) -> Row:
         known: dict[str, Any] = dict(index=member.index, phase=member.phase, title=member.title)
         if result := self.sweep.done(member):
@@ -110,6 +119,8 @@ class Watcher:
         folder = self.sweep.state(member)
         entry = entries.get(place.name, _SILENT) if silent else entries[place.name]
         known |= dict(slurm_job=place.name, node=entry.node)
+        if not silent and (entry.phase, entry.state) == ("running", "UNKNOWN"):
+            return Row(state="running", said=entry.reason, sure=False, **known)
         failure = attempt.read(folder / attempt.FAILED)
         if failure and failure["launch"] == place.at:
             return Row(state="failed", said=failure["error"], **known)
@@ -130,7 +141,7 @@ class Watcher:
             return dict(state="cancelled" if started else "not started", said="" if started else "cancelled")
         first = self._silent_since.setdefault(index, time.monotonic())
         if entry.state == "COMPLETED" and time.monotonic() - first < LOST_S:
-            return dict(state="running", said="ended; its result is not there yet")
+            return dict(state="running", said="ended; its result is not there yet", sure=False)
         return dict(state="failed", said=f"ended as {entry.state} without a result; see `refrag-bench sweep logs`")
 
 
