@@ -83,7 +83,7 @@ class Sweep:
         """The sweep of that id, or the newest one. Raises ``InputError`` where there is none."""
         found = ids(sweeps)
         if not found:
-            raise InputError(f"no sweep in {sweeps}; submit one with `refrag-bench sweep submit`")
+            raise InputError(f"no sweep in {sweeps}; submit one with `refrag-bench sweep submit`, or name its runs with --runs")
         if name is not None and name not in found:
             raise unknown("sweep", name, found)
         folder = sweeps / (name or found[-1])
