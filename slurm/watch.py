@@ -180,7 +180,8 @@ def _progress(folder: Path, launch: float) -> str:
     owner = attempt.read(folder / attempt.OWNER)
     if noted.get("launch") != launch or noted.get("restart") != owner.get("restart"):
         return "starting"
-    return f"{noted['done']}/{noted['total']} {noted['note']}{_eta(noted)}"
+    note = f" {noted['note']}" if noted["note"] else ""
+    return f"{noted['done']}/{noted['total']}{note}{_eta(noted)}"
 
 
 def _eta(noted: Mapping[str, Any]) -> str:
