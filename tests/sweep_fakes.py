@@ -60,6 +60,26 @@ class Tiny:
         return f"made {result.name}"
 
 
+class Clock:
+    """In place of ``time`` in a module: only sleeping and ``go`` move it."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.slept = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    time = monotonic
+
+    def sleep(self, seconds: float) -> None:
+        self.slept += seconds
+        self.now += seconds
+
+    def go(self, seconds: float) -> None:
+        self.now += seconds
+
+
 def member(index: int, phase: str = "one", shape: Shape = ONE_GPU) -> Member:
     return Member(index=index, phase=phase, title=f"job {index}", digest=f"{index:016x}", shape=shape)
 

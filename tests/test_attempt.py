@@ -7,31 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sweep_fakes import Clock
 
 from slurm import attempt
 from slurm.attempt import FAILED, LOOK_S, OWNER, PROGRESS, RESULT, Attempt, Claim, Fenced, done, read
 
 SWEEP = "order-20260101-120000-beef"
-
-
-class Clock:
-    """``time`` as the module sees it: only sleeping and ``go`` move it."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-        self.slept = 0.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    time = monotonic
-
-    def sleep(self, seconds: float) -> None:
-        self.slept += seconds
-        self.now += seconds
-
-    def go(self, seconds: float) -> None:
-        self.now += seconds
 
 
 @pytest.fixture(autouse=True)
