@@ -60,7 +60,8 @@ def _diff() -> bytes:
         return _git("diff-index", "--cached", "--binary", "--no-ext-diff", "--patch", "HEAD", environment=index)
 
 
-def _git(*arguments: str, at: Path = ROOT, environment: dict[str, str] | None = None) -> bytes:
+def _git(*arguments: str, at: Path | None = None, environment: dict[str, str] | None = None) -> bytes:
+    at = at or ROOT
     try:
         done = subprocess.run(
             ["git", "-C", str(at), *arguments], capture_output=True, env={**os.environ, **(environment or {})}
