@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from harness.errors import InputError
+from harness.errors import InputError, Interrupted
 from harness.train import checkpoint
 from harness.train.loop import NonFiniteLoss, train
 from harness.train.optim import build_optimizers, freeze
@@ -77,6 +77,28 @@ def test_resumed_equals_unbroken(tmp_path: Path, optimizer: AdamW | Muon, accumu
     train(recipe, resumed, Counting(), loss, tmp_path / "broken", device=CPU)
     expected = weights(whole)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(resumed).items())
+
+
+@pytest.mark.parametrize("at", [1, 4, 7, 12])
+def test_an_interruption_keeps_the_step_that_it_came_after(tmp_path: Path, at: int) -> None:
+    """A job that has to give way loses no step, whether or not a checkpoint was due; and goes on to the same bytes."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train(stage(), Small(), Counting(), loss, whole, device=CPU)
+
+    def give_way(step: int, loss: float, rate: float) -> None:
+        if step == at:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        train(stage(), Small(), Counting(), loss, broken, device=CPU, progress=give_way)
+    newest = checkpoint.steps(broken)[-1]
+    assert json.loads((newest / "state.json").read_text())["step"] == at
+    torch.manual_seed(999)
+    resumed: list[int] = []
+    train(stage(), Small(), Counting(), loss, broken, device=CPU, progress=lambda step, *_: resumed.append(step))
+    assert resumed == list(range(at + 1, 13))
+    for file in ("model.safetensors", "optimizer.pt", "state.json"):
+        assert (broken / "step-000012" / file).read_bytes() == (whole / "step-000012" / file).read_bytes()
 
 
 def test_training_moves_what_it_trains_and_nothing_else(tmp_path: Path) -> None:
