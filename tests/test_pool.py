@@ -1,0 +1,160 @@
+"""A sweep as processes of this machine: what fails, what waits for it, and a driver that is killed or stopped."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import sweep_fakes
+from conftest import PROJECT
+from sweep_fakes import Tiny, drive, sweep_of
+
+from harness.errors import InputError
+from slurm import pool
+from slurm.local import Phase
+from slurm.sweep import Sweep
+from slurm.watch import Status, Watcher
+
+TESTS = PROJECT / "tests"
+
+
+@pytest.fixture(autouse=True)
+def at_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs are started here, so that they can import the class of these jobs; and the environment comes back."""
+    monkeypatch.chdir(TESTS)
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
+
+
+def status(sweep: Sweep) -> Status:
+    return Watcher(sweep, pool.looker(sweep), driven=lambda: pool.driven(sweep)).status()
+
+
+def runs(folder: Path) -> dict[str, int]:
+    """How often each job has run."""
+    return {path.stem: len(path.read_text().splitlines()) for path in sorted(folder.glob("*.runs"))}
+
+
+def wait_for(happened: Callable[[], object]) -> None:
+    until = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def driver(tmp_path: Path) -> Iterator[Callable[[Sweep], subprocess.Popen[bytes]]]:
+    """Starts a driver in a process and a group of its own; nothing of it is left after the test."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(sweep: Sweep) -> subprocess.Popen[bytes]:
+        command = [sys.executable, sweep_fakes.__file__, str(sweep.folder)]
+        with (tmp_path / "driver.err").open("ab") as err:
+            process = subprocess.Popen(command, cwd=TESTS, stderr=err, start_new_session=True)
+        started.append(process)
+        wait_for(lambda: pool.driven(sweep) or process.poll() is not None)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+def test_a_failed_job_stops_the_next_phase_and_no_job_of_its_own(tmp_path: Path) -> None:
+    mended = tmp_path / "mended"
+    jobs = [Tiny(name=f"{n}", folder=tmp_path, mended=mended if n == 1 else None) for n in range(5)]
+    last = Tiny(name="last", folder=tmp_path)
+    sweep = sweep_of(tmp_path, [Phase(title="count", jobs=jobs), Phase(title="last", jobs=[last])], PROJECT)
+    assert status(sweep).counts == {"not started": 6}
+
+    drive(str(sweep.folder))
+    first = status(sweep)
+    assert first.counts == {"done": 4, "failed": 1, "not started": 1}
+    assert (first.code, first.over) == (1, True)
+    assert [row.said for row in first.rows] == [
+        "made 0.made",
+        "RuntimeError: 1 is broken [/here]",
+        "made 2.made",
+        "made 3.made",
+        "made 4.made",
+        "",
+    ]
+    assert runs(tmp_path) == {"0": 1, "1": 1, "2": 1, "3": 1, "4": 1}
+    assert not pool.driven(sweep) and not (sweep.folder / pool.DRIVER).exists()
+
+    mended.touch()
+    drive(str(sweep.folder))
+    assert status(sweep).counts == {"done": 6}
+    assert status(sweep).code == 0
+    assert runs(tmp_path) == {"0": 1, "1": 2, "2": 1, "3": 1, "4": 1, "last": 1}
+
+
+def test_a_driver_that_was_killed_is_resumed_and_nothing_runs_twice(
+    tmp_path: Path, driver: Callable[[Sweep], subprocess.Popen[bytes]]
+) -> None:
+    gate = tmp_path / "gate"
+    jobs = [Tiny(name=f"{n}", folder=tmp_path, gate=gate) for n in range(3)]
+    sweep = sweep_of(tmp_path, [Phase(title="count", jobs=jobs)], PROJECT)
+    first = driver(sweep)
+    wait_for(lambda: runs(tmp_path) == {"0": 1, "1": 1})
+    first.kill()
+    first.wait()
+    now = status(sweep)
+    assert now.counts == {"running": 2, "not started": 1}, "its jobs go on, and nobody starts the third"
+    assert now.code == 1
+
+    second = driver(sweep)
+    assert status(sweep).counts == {"waiting": 1, "running": 2}
+    with pytest.raises(InputError, match=f"is being run already, by process {second.pid}"):
+        drive(str(sweep.folder))
+    gate.touch()
+    assert second.wait(60) == 0, (tmp_path / "driver.err").read_text()
+    assert status(sweep).counts == {"done": 3}
+    assert runs(tmp_path) == {"0": 1, "1": 1, "2": 1}
+
+
+@pytest.mark.parametrize("how", ["Ctrl-C", "cancel"])
+def test_jobs_of_a_driver_that_is_stopped_keep_what_they_have(
+    how: str, tmp_path: Path, driver: Callable[[Sweep], subprocess.Popen[bytes]]
+) -> None:
+    """A terminal's Ctrl-C reaches every process; submitit, hearing it, would kill the jobs a second later."""
+    gate = tmp_path / "gate"
+    job = Tiny(name="0", folder=tmp_path, gate=gate)
+    sweep = sweep_of(tmp_path, [Phase(title="count", jobs=[job])], PROJECT)
+    process = driver(sweep)
+    wait_for(lambda: runs(tmp_path) == {"0": 1})
+    if how == "Ctrl-C":
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        assert process.pid in pool.stop(sweep)
+    assert process.wait(60) != 0
+    assert (tmp_path / "0.kept").exists()
+    assert status(sweep).over
+    gate.touch()
+    drive(str(sweep.folder))
+    assert status(sweep).counts == {"done": 1}
+    assert runs(tmp_path) == {"0": 2}
+
+
+def test_a_process_is_the_sweeps_only_by_its_command(tmp_path: Path) -> None:
+    """A number may be another process's by now, or a corpse's."""
+    sweep = sweep_of(tmp_path, [Phase(title="count", jobs=[Tiny(name="0", folder=tmp_path)])], PROJECT)
+    assert not pool.alive(os.getpid(), sweep)
+    assert not pool.alive(2**22 + 1, sweep), "no such process"
+    ours = subprocess.Popen([sys.executable, "-c", "input()", sweep.header.id], stdin=subprocess.PIPE)
+    try:
+        assert pool.alive(ours.pid, sweep)
+        corpse = subprocess.Popen(["sh", "-c", "exit 0", sweep.header.id])
+        wait_for(lambda: not pool.alive(corpse.pid, sweep))
+    finally:
+        ours.communicate(b"\n")
+    assert not pool.alive(ours.pid, sweep)
