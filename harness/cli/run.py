@@ -12,6 +12,7 @@ Run an experiment end to end. Whatever is there already is not done again, so th
 interruption.
 
 experiments:
+  smoke  jobs that only count, to try out a cluster (`refrag-bench sweep submit smoke`)
   tiny   the synthetic world: every system on three suites and on the same-relation hard set, with REFRAG v2 at k = 8,
          16 and 32; what is expanded (nothing, by chance, by the policy, by an oracle, everything); who answers first.
          Starts from the accepted checkpoints; --from-scratch trains everything (offline; minutes on 2 cores)
