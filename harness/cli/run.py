@@ -29,6 +29,9 @@ experiments:
          paper's Tables 1 and 2; trains tiny models on the text of --data (an hour of one core, by estimate)
   passkey
          pass keys at every length and depth, and look-ups at every distance, within the trained length and past it
+  latency
+         TTFT, TTIT, throughput and memory of every system beside this machine's limit (`refrag-bench latency` with its
+         settings chosen): a 100 M-parameter shape on a CPU, LLaMA-2-7B's on cuda
   real   NQ, TriviaQA and PopQA questions over the corpus of a data root: indexes it with BM25, FAISS and Qdrant,
          freezes every retrieval, prints hit@1/5/20, and evaluates the tiny decoder on it (scores near zero: it has
          never read natural language; give --checkpoint for a decoder that has)"""
