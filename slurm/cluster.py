@@ -119,6 +119,11 @@ def find_profile(name: str) -> Profile:
     return profile
 
 
+def shared_folders() -> list[Path]:
+    """Where runs may lie, by all profiles; the current folder's first."""
+    return list(dict.fromkeys([Path("runs"), *(find_profile(name).shared for name in PROFILES)]))
+
+
 def _read_site() -> tuple[Path, dict[str, Any]]:
     """The site file and its tables; no table where nobody named a file and there is none."""
     named = os.environ.get("REFRAG_SITE")

@@ -43,7 +43,7 @@ class Payload:
     def __call__(self) -> None:
         """Run the job, unless its result is there."""
         told = _listen()
-        sweep = Sweep.open(self.sweeps, self.name)
+        sweep = Sweep.open(self.sweeps / self.name)
         member = sweep.members()[self.index]
         if Path(__file__).resolve().parents[1] != sweep.code.resolve():
             raise InputError(f"sweep {self.name} runs {sweep.code}, but {__file__} was imported")

@@ -79,14 +79,7 @@ class Sweep:
         return cls(folder, header)
 
     @classmethod
-    def open(cls, sweeps: Path, name: str | None) -> Sweep:
-        """The sweep of that id, or the newest one. Raises ``InputError`` where there is none."""
-        found = ids(sweeps)
-        if not found:
-            raise InputError(f"no sweep in {sweeps}; submit one with `refrag-bench sweep submit`, or name its runs with --runs")
-        if name is not None and name not in found:
-            raise unknown("sweep", name, found)
-        folder = sweeps / (name or found[-1])
+    def open(cls, folder: Path) -> Sweep:
         return cls(folder, Header(**json.loads((folder / "sweep.json").read_text())))
 
     @property
@@ -181,10 +174,16 @@ def sweeps_beside(runs: Path) -> Path:
     return runs.absolute().parent / FOLDER
 
 
-def ids(sweeps: Path) -> list[str]:
-    """All sweeps in ``sweeps``, oldest first."""
-    headers = [json.loads(path.read_text()) for path in sweeps.glob("*/sweep.json")]
-    return [header["id"] for header in sorted(headers, key=lambda header: header["created"])]
+def find(folders: Sequence[Path], name: str | None) -> Sweep:
+    """The sweep of that id below one of ``folders``, or the newest one. Raises ``InputError`` where there is none."""
+    found = [Sweep.open(path.parent) for sweeps in folders for path in sweeps.glob("*/sweep.json")]
+    by_id = {sweep.header.id: sweep for sweep in sorted(found, key=lambda sweep: sweep.header.created)}
+    if not by_id:
+        where = " or ".join(map(str, folders))
+        raise InputError(f"no sweep in {where}; submit one with `refrag-bench sweep submit`, or name its --runs")
+    if name is not None and name not in by_id:
+        raise unknown("sweep", name, by_id)
+    return by_id[name or list(by_id)[-1]]
 
 
 def new_id(experiment: str) -> str:

@@ -86,6 +86,7 @@ EXPERIMENTS: Mapping[str, str] = {
     "k_ablation": "slurm.sweeps.k_ablation:k_ablation",
     "pooling": "slurm.sweeps.pooling:pooling",
     "perplexity": "slurm.sweeps.perplexity:perplexity",
+    "latency": "slurm.sweeps.latency:latency",
     "passkey": "slurm.sweeps.passkey:passkey",
     "real": "slurm.sweeps.real:real",
 }

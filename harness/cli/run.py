@@ -12,6 +12,7 @@ Run an experiment end to end. Whatever is there already is not done again, so th
 interruption.
 
 experiments:
+  smoke  jobs that only count, to try out a cluster (`refrag-bench sweep submit smoke`)
   tiny   the synthetic world: every system on three suites and on the same-relation hard set, with REFRAG v2 at k = 8,
          16 and 32; what is expanded (nothing, by chance, by the policy, by an oracle, everything); who answers first.
          Starts from the accepted checkpoints; --from-scratch trains everything (offline; minutes on 2 cores)
@@ -28,6 +29,9 @@ experiments:
          paper's Tables 1 and 2; trains tiny models on the text of --data (an hour of one core, by estimate)
   passkey
          pass keys at every length and depth, and look-ups at every distance, within the trained length and past it
+  latency
+         TTFT, TTIT, throughput and memory of every system beside this machine's limit (`refrag-bench latency` with its
+         settings chosen): a 100 M-parameter shape on a CPU, LLaMA-2-7B's on cuda
   real   NQ, TriviaQA and PopQA questions over the corpus of a data root: indexes it with BM25, FAISS and Qdrant,
          freezes every retrieval, prints hit@1/5/20, and evaluates the tiny decoder on it (scores near zero: it has
          never read natural language; give --checkpoint for a decoder that has)"""

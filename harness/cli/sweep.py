@@ -78,14 +78,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name in ("submit", "resume"):
         named[name].add_argument("--watch", action="store_true", help="stay and show it until the end")
     for action in named.values():
-        action.add_argument("--runs", type=Path, metavar="DIR", help="where runs lie (default: the profile's, or runs)")
+        action.add_argument("--runs", type=Path, metavar="DIR", help="where runs lie (default: the profile's)")
 
 
 def run(args: argparse.Namespace) -> int:
     if args.action == "submit":
         return _submit(args)
-    sweeps = load("slurm.sweep:sweeps_beside")(args.runs or Path("runs"))
-    sweep: Sweep = load("slurm.sweep:Sweep").open(sweeps, args.sweep)
+    runs = [args.runs] if args.runs else load("slurm.cluster:shared_folders")()
+    sweep: Sweep = load("slurm.sweep:find")([load("slurm.sweep:sweeps_beside")(each) for each in runs], args.sweep)
     return _ACTIONS[args.action](sweep, args)
 
 
@@ -107,7 +107,6 @@ def _submit(args: argparse.Namespace) -> int:
         print(load("slurm.submission:describe")(asked, profile, **settings))
         return 0
     sweep = load("slurm.submission:create")(asked, profile, dirty=args.dirty, **settings)
-    args.runs = asked.runs
     return _resume(sweep, args)
 
 
@@ -131,7 +130,7 @@ def _resume(sweep: Sweep, args: argparse.Namespace) -> int:
 def _in_its_code(sweep: Sweep, args: argparse.Namespace) -> int:
     online = ["--allow-download"] if args.allow_download else []
     command = [sys.executable, "-m", "harness.cli.main", "sweep", *online, "resume", sweep.header.id]
-    command += ["--runs", str((args.runs or Path("runs")).absolute()), *(["--watch"] if args.watch else [])]
+    command += ["--runs", sweep.header.asked["runs"], *(["--watch"] if args.watch else [])]
     child = subprocess.Popen(command, cwd=sweep.code, env={**os.environ, "PYTHONPATH": str(sweep.code.resolve())})
     while True:
         try:

@@ -6,9 +6,10 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from results import replication, report
+from results import latency_report, replication, report
 from results.draw import draw, draw_perplexity, memory_grids, write
 from results.formats import to_markdown
+from results.latency import read
 from results.layouts import Layout
 from results.records import read_records
 from results.tables import Table
@@ -77,6 +78,24 @@ class PerplexityTablesJob:
         files = draw_perplexity(read_records([self.runs]), [self.runs], self.out, self.experiment)
         write(files)
         return files[self.out / "tables" / f"{self.experiment}.md"].decode()
+
+    def said(self, result: str) -> str:
+        return f"\n\n{result}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyTablesJob:
+    """Draw the table and the figure of a latency ``journal`` beside it."""
+
+    journal: Path
+
+    @property
+    def title(self) -> str:
+        return f"draw {self.journal.parent.name}"
+
+    def run(self, progress: Progress | None = None) -> str:
+        latency_report.write(self.journal, self.journal.parent)
+        return latency_report.closing_table(read(self.journal))
 
     def said(self, result: str) -> str:
         return f"\n\n{result}"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from harness.errors import InputError, unknown
 from slurm.jobs.count import CountJob
@@ -31,10 +32,10 @@ def smoke(
     checkpoint: str | None,
     limit: int | None,
     device: str,
-    runs: Path,
     out: Path,
     budget: str | None = None,
     from_scratch: bool = False,
+    **_: Any,
 ) -> Iterator[Phase]:
     """Phases of the experiment; ``limit`` is the number of jobs. What they write goes below ``out``, to count anew.
 
