@@ -119,11 +119,11 @@ class Watcher:
         folder = self.sweep.state(member)
         entry = entries.get(place.name, _SILENT) if silent else entries[place.name]
         known |= dict(slurm_job=place.name, node=entry.node)
-        if not silent and (entry.phase, entry.state) == ("running", "UNKNOWN"):
-            return Row(state="running", said=entry.reason, sure=False, **known)
         failure = attempt.read(folder / attempt.FAILED)
         if failure and failure["launch"] == place.at:
             return Row(state="failed", said=failure["error"], **known)
+        if not silent and (entry.phase, entry.state) == ("running", "UNKNOWN"):
+            return Row(state="running", said=entry.reason, sure=False, **known)
         started = attempt.read(folder / attempt.OWNER).get("launch") == place.at
         if entry.phase == "ended":
             return Row(**known, **self._ended(member.index, entry, started=started))
