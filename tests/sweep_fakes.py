@@ -140,7 +140,7 @@ def drive(folder: str, parallel: int = 2) -> None:
     from slurm import pool
     from slurm.cluster import LocalProfile
 
-    sweep = Sweep.open(Path(folder).parent, Path(folder).name)
+    sweep = Sweep.open(Path(folder))
     pool.run(sweep, LocalProfile(name="local", gpus_per_node=parallel), lambda: None)
 
 

@@ -1,0 +1,323 @@
+"""``refrag-bench sweep`` at the door: bad input is one line and exit code 2; nothing is on disk, nothing submitted."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from conftest import PROJECT
+from rich.console import Console
+from sweep_fakes import Tiny, bin_folder, calls, command, sweep_of
+
+from harness.cli import sweep_view
+from harness.cli.main import main
+from slurm import checkout
+from slurm.attempt import Attempt, Claim
+from slurm.local import Phase
+from slurm.sweep import Launch, Sweep
+from slurm.watch import Row, Status
+
+NAME = "tiny-20260101-120000-beef"
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory, no site file, a project with nothing to commit, and no SLURM."""
+    for variable in [v for v in os.environ if v.startswith(("REFRAG_", "SLURM_", "GIT_"))]:
+        monkeypatch.delenv(variable)
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    bin_folder(tmp_path, monkeypatch)
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "code.py").write_text("one = 1\n")
+    git = ["git", "-c", "user.name=somebody", "-c", "user.email=somebody@example.org", "-C", str(project)]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "add", "."], check=True)
+    subprocess.run([*git, "commit", "-qm", "first"], check=True)
+    monkeypatch.setattr(checkout, "ROOT", project)
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    return here
+
+
+@pytest.fixture
+def slurm(here: Path) -> Path:
+    """SLURM's commands: a controller with two partitions that has seen no job, and accounting."""
+    folder = here.parent / "bin"
+    command(folder, "sinfo", "printf 'debug\\nh100\\n'")
+    command(folder, "scontrol", "echo 'MaxArraySize = 10'")
+    for name in ("sacct", "squeue", "sbatch", "srun", "scancel"):
+        command(folder, name, "")
+    return folder
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Exit code 2 and one line on standard error, which is returned."""
+    try:
+        code = main(["sweep", *arguments])
+    except SystemExit as exit_:  # argparse's own errors
+        code = exit_.code
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, ""), err
+    assert len(err.splitlines()) == 1, err
+    return err
+
+
+SUBMIT = ("submit", "smoke", "--cluster", "h100")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("submit", "smoke", "--cluster", "h10"),
+            "unknown cluster 'h10' (did you mean 'h100'?); valid choices: h100",
+        ),
+        (
+            ("submit", "pooing", "--cluster", "h100"),
+            "unknown experiment 'pooing' (did you mean 'pooling'?); valid",
+        ),
+        (("submit", "smoke"), "the following arguments are required: --cluster"),
+        (
+            ("submit", "smoke", "--cluster", "h100", "--scale", "slw"),
+            "unknown scale of experiment 'smoke' 'slw'",
+        ),
+        (
+            ("submit", "smoke", "--cluster", "h100", "--checkpoint", "x"),
+            "leave --data, --checkpoint and --from-",
+        ),
+        ((*SUBMIT, "--parallel", "0"), "expected at least 1 as --parallel, got 0"),
+        ((*SUBMIT, "--parallel", "-3", "--dry-run"), "expected at least 1 as --parallel, got -3"),
+        ((*SUBMIT, "--minutes", "0"), "expected at least 1 as --minutes, got 0"),
+        ((*SUBMIT, "--minutes", "1"), "expected a time limit of at least 5 minutes, got 1"),
+        ((*SUBMIT, "--minutes", "1", "--dry-run"), "expected a time limit of at least 5 minutes, got 1"),
+        ((*SUBMIT, "--minutes", "two"), "invalid int value: 'two'"),
+        (
+            ("submit", "smoke", "--cluster", "local", "--minutes", "9"),
+            "cluster 'local' has no time limit; leave --",
+        ),
+        (("fly",), "invalid choice: 'fly'"),
+        ((), "required: ACTION"),
+    ],
+)
+def test_a_wrong_word(
+    slurm: Path, here: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    assert message in refused(capsys, *arguments)
+    untouched(slurm, here)
+
+
+def untouched(slurm: Path, here: Path) -> None:
+    assert not list(here.iterdir())
+    assert not calls(slurm, "sbatch")
+    assert not (here.parent / "project" / ".git" / "worktrees").exists()
+
+
+def test_a_partition_that_is_not_there(slurm: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command(slurm, "sinfo", "printf 'debug\\ngpu\\ndebug\\n'")
+    assert "cluster 'h100', partition: no 'h100'; this cluster has debug, gpu" in refused(capsys, *SUBMIT)
+    untouched(slurm, here)
+
+
+@pytest.mark.parametrize("name", ["sinfo", "sacct"])
+def test_no_slurm(slurm: Path, here: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (slurm / name).unlink()
+    assert f"cluster 'h100', {name}: no {name} on PATH: is this a login node?" in refused(capsys, *SUBMIT)
+    untouched(slurm, here)
+
+
+def test_no_accounting(slurm: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command(slurm, "sacct", 'echo "Slurm accounting storage is disabled" >&2; exit 1')
+    assert "cluster 'h100', sacct: sacct: Slurm accounting storage is disabled" in refused(capsys, *SUBMIT)
+    untouched(slurm, here)
+
+
+@pytest.mark.parametrize("cluster", ["h100", "local"])
+def test_a_runs_folder_that_cannot_be_one(
+    slurm: Path, here: Path, cluster: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here.parent / "file").touch()
+    said = refused(capsys, "submit", "smoke", "--cluster", cluster, "--runs", str(here.parent / "file" / "runs"))
+    assert f"cluster '{cluster}', folder: {here.parent / 'file' / 'runs'}: Not a directory" in said
+    said = refused(capsys, "submit", "smoke", "--cluster", cluster, "--runs", str(here.parent / "file"))
+    assert f"cluster '{cluster}', folder: {here.parent / 'file'}: File exists" in said
+    untouched(slurm, here)
+
+
+@pytest.mark.parametrize("cluster", ["h100", "local"])
+def test_a_dirty_tree(slurm: Path, here: Path, cluster: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (here.parent / "project" / "more.py").touch()
+    said = refused(capsys, "submit", "smoke", "--cluster", cluster)
+    assert "uncommitted changes in" in said and "(more.py): commit them, or give --dirty" in said
+    untouched(slurm, here)
+
+
+def test_a_checkout_that_fails_leaves_no_sweep(
+    slurm: Path, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be the newest, which every other command takes where none is named."""
+    monkeypatch.setattr(checkout, "source", lambda dirty: checkout.Source(commit="0" * 40, diff=b""))
+    assert "git worktree at" in refused(capsys, *SUBMIT)
+    assert not list(here.rglob("sweep.json"))
+    assert "no sweep in" in refused(capsys, "status")
+
+
+@pytest.mark.parametrize("action", ["status", "watch", "cancel", "resume", "logs"])
+def test_no_sweep_yet(slurm: Path, here: Path, action: str, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(capsys, action)
+    assert f"no sweep in {here / 'sweeps'}; submit one with `refrag-bench sweep submit`, or name its --runs" in said
+    untouched(slurm, here)
+
+
+@pytest.mark.parametrize("action", ["status", "watch", "cancel", "resume", "logs"])
+def test_an_unknown_sweep(slurm: Path, here: Path, action: str, capsys: pytest.CaptureFixture[str]) -> None:
+    made(here)
+    said = refused(capsys, action, NAME.replace("beef", "bee"))
+    assert f"unknown sweep '{NAME[:-1]}' (did you mean '{NAME}'?); valid choices: {NAME}" in said
+    assert not calls(slurm, "squeue")
+
+
+def test_a_sweep_that_was_cut_off(slurm: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (made(here).folder / "jobs.jsonl").unlink()
+    assert f"sweep {NAME} was cut off before it was submitted; submit it again" in refused(capsys, "status")
+
+
+def test_a_dry_run_needs_no_slurm_and_leaves_nothing(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REFRAG_H100_GPU_HOUR_PRICE", "2.5")
+    asked = [*SUBMIT, "--device", "cuda", "--minutes", "30", "--dry-run"]
+    assert main(["sweep", *asked]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.splitlines() == [
+        "smoke on h100: 21 jobs in 2 arrays  (no scontrol on PATH: is this a login node? (`refrag-bench doctor "
+        "--cluster`); arrays are shown whole)",
+        "  count: 20 jobs of 1 process, 1 GPU",
+        "  last: 1 jobs of 1 process, 0 GPUs",
+        "  at most 10.0 GPU-hours at 30 minutes a job; cost: 25.00",
+    ]
+    assert not list(here.iterdir())
+
+
+def test_a_dry_run_splits_as_the_controller_wants(slurm: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", *SUBMIT, "--limit", "25", "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "smoke on h100: 26 jobs in 4 arrays"
+    assert lines[1:4] == [f"  count: {n} jobs of 1 process, 0 GPUs" for n in (10, 10, 5)]
+    assert lines[5] == "  at most 0.0 GPU-hours at 60 minutes a job; cost: no price in the profile (gpu_hour_price)"
+    untouched(slurm, here)
+
+
+def test_a_dry_run_here(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", "submit", "smoke", "--cluster", "local", "--dry-run"]) == 0
+    assert capsys.readouterr().out == "smoke on local: 21 jobs\n  count: 20 jobs\n  last: 1 jobs\n"
+    assert not list(here.iterdir())
+
+
+def made(here: Path) -> Sweep:
+    """A sweep of array 7 on h100: the first job done, the second failed, the third running."""
+    jobs = [Tiny(name=f"{n}", folder=here) for n in range(3)]
+    sweep = sweep_of(here, [Phase(title="tiny", jobs=jobs)], PROJECT, cluster="h100")
+    sweep.launched(Launch(slurm_id="7", phase="tiny", indices=(0, 1, 2), at=5.0))
+    claims = [
+        Claim(sweep.state(member), Attempt(sweep=NAME, launch=5.0, restart=0, slurm_job=f"7_{member.index}"))
+        for member in sweep.members()
+    ]
+    for claim in claims:
+        claim.take()
+    claims[0].finished("em 3 [of 9]", 0, None, 1.0)
+    claims[1].failed(ValueError("expected [h100] or [/x]"), "Traceback (most recent call last):\n  at line 3\n")
+    return sweep
+
+
+def test_status_is_one_json_object(slurm: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made(here)
+    command(slurm, "squeue", "echo '7_2|RUNNING|n1|None'")
+    assert main(["sweep", "status", "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert err == "" and len(out.splitlines()) == 1
+    status = json.loads(out)
+    assert (status["id"], status["problem"]) == (NAME, "")
+    assert status["counts"] == {"running": 1, "done": 1, "failed": 1}
+    assert [row["state"] for row in status["rows"]] == ["done", "failed", "running"]
+    assert set(status["rows"][0]) == set(Row.__dataclass_fields__)
+
+
+def test_status_for_eyes(slurm: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is done is counted; every other job has its row, whatever its message holds."""
+    made(here)
+    command(slurm, "squeue", 'echo "squeue: error: [/no] contact" >&2; exit 1')
+    assert main(["sweep", "status"]) == 1
+    out = " ".join(capsys.readouterr().out.split())
+    assert "ValueError: expected [h100] or [/x]" in out
+    assert f"{NAME}: 1 running, 1 done, 1 failed of 3; controller: squeue: error: [/no] contact" in out
+    assert "em 3" not in out
+    assert main(["sweep", "status", "--all"]) == 1
+    assert "em 3 [of 9]" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_logs_of_a_job(slurm: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = made(here)
+    log = sweep.folder / "log" / "launch-1" / "7"
+    log.mkdir(parents=True)
+    for name in ("7_1_0_log.out", "7_1_0_log.err", "7_10_0_log.out"):
+        (log / name).write_text(f"in {name}\n")
+    assert main(["sweep", "logs", NAME, "1"]) == 0
+    failed = capsys.readouterr().out
+    assert failed == (
+        "=== 1 tiny 1\n"
+        "--- log/launch-1/7/7_1_0_log.err\nin 7_1_0_log.err\n"
+        "--- log/launch-1/7/7_1_0_log.out\nin 7_1_0_log.out\n"
+        "--- traceback\nTraceback (most recent call last):\n  at line 3\n"
+    )
+    assert main(["sweep", "logs"]) == 0
+    assert capsys.readouterr().out == failed, "all that failed"
+    assert main(["sweep", "logs", NAME, "2"]) == 0
+    assert capsys.readouterr().out == "=== 2 tiny 2\n--- nothing was written\n"
+
+
+@pytest.mark.parametrize("job", ["3", "-1", "99"])
+def test_the_logs_of_an_unknown_job(slurm: Path, here: Path, job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    made(here)
+    assert f"{NAME} has no job {job}; it has 0 to 2" in refused(capsys, "logs", NAME, "--", job)
+
+
+def test_what_is_launched_in_the_sweeps_code_may_use_the_hub_where_that_was_allowed(
+    slurm: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[list[str]] = []
+
+    class Child:
+        def __init__(self, arguments: list[str], **_: object) -> None:
+            started.append(arguments)
+
+        def wait(self) -> int:
+            return 7
+
+    monkeypatch.setattr("harness.cli.sweep.subprocess", SimpleNamespace(Popen=Child))
+    assert main(["sweep", *SUBMIT]) == 7
+    assert main(["sweep", "--allow-download", "resume", "--watch"]) == 7
+    (sweep,) = (path.parent for path in here.glob("sweeps/*/sweep.json"))
+    python = [sys.executable, "-m", "harness.cli.main", "sweep"]
+    assert started == [
+        [*python, "resume", sweep.name, "--runs", str(here / "runs")],
+        [*python, "--allow-download", "resume", sweep.name, "--runs", str(here / "runs"), "--watch"],
+    ]
+    assert (sweep / "code" / "code.py").read_text() == "one = 1\n"
+
+
+def test_a_long_table_shows_some_of_each_state() -> None:
+    rows = [Row(index=n, phase="p", title="t", state="pending" if n % 2 else "failed") for n in range(60)]
+    status = Status(id=NAME, rows=[*rows, Row(index=60, phase="p", title="t", state="done")])
+    console = Console(width=100, record=True, file=Path(os.devnull).open("w"))  # noqa: SIM115
+    console.print(sweep_view._table(status, everything=False))
+    text = console.export_text()
+    assert text.count("failed") == text.count("pending") == sweep_view.SHOWN + 1
+    assert "10 more failed" in text and "10 more pending" in text and "done" not in text
