@@ -112,7 +112,7 @@ def bin_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """``folder``/bin as all of PATH: this machine may have a SLURM of its own. Holds what scripts and git need."""
     path = folder / "bin"
     path.mkdir()
-    for name in ("cat", "sleep", "git"):
+    for name in ("cat", "grep", "sleep", "git"):
         found = shutil.which(name)
         assert found, name
         (path / name).symlink_to(found)

@@ -158,18 +158,18 @@ def test_errors_of_a_result_are_in_the_exit_code(tmp_path: Path) -> None:
 
 
 def test_how_far_a_job_is_and_by_when_it_ends(tmp_path: Path, clock: Clock) -> None:
-    """30 in 60 s leave 60 for 120 s; an attempt that went on from 10 has not done those in its time."""
+    """20 in 60 s leave 60 for 180 s; an attempt that went on from 20 has not done those in its time."""
     sweep = make(tmp_path)
     mine = claim(sweep)
     clock.go(3)
-    mine.progressed(10, 100, "loss 2")
-    assert row(sweep, RUNNING).said == "10/100 loss 2", "no pace yet"
+    mine.progressed(20, 100, "loss 2")
+    assert row(sweep, RUNNING).said == "20/100 loss 2", "no pace yet"
     clock.go(60)
     mine.progressed(40, 100, "loss 1")
-    assert row(sweep, RUNNING).said == "40/100 loss 1, 2 min left"
+    assert row(sweep, RUNNING).said == "40/100 loss 1, 3 min left"
     clock.go(60)
     mine.progressed(97, 100)
-    assert row(sweep, RUNNING).said == "97/100, 4 s left"
+    assert row(sweep, RUNNING).said == "97/100, 5 s left"
     claim(sweep, restart=1)
     assert row(sweep, RUNNING).said == "starting", "that was the attempt before"
 
