@@ -87,6 +87,7 @@ EXPERIMENTS: Mapping[str, str] = {
     "perplexity": "slurm.sweeps.perplexity:perplexity",
     "passkey": "slurm.sweeps.passkey:passkey",
     "real": "slurm.sweeps.real:real",
+    "fsdp": "slurm.sweeps.fsdp:fsdp",
 }
 
 

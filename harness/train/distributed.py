@@ -59,7 +59,10 @@ def joined(processes: int, device: str) -> Iterator[torch.device]:
         return
     own = here()
     if own.world != processes:
-        raise InputError(f"expected {processes} processes, got {own.world}")
+        raise InputError(
+            f"this training needs {processes} processes, got {own.world}: submit its experiment with "
+            "`refrag-bench sweep submit EXPERIMENT --cluster CLUSTER`"
+        )
     if device.startswith("cuda:"):
         raise InputError(f"{processes} processes take a GPU each; give cuda, not {device}")
     where = open_device(f"cuda:{own.local}" if device == "cuda" else device)

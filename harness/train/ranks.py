@@ -3,10 +3,10 @@
 A process is one of many where a launcher says so. The launchers, and the variables that they set:
 
     torchrun          RANK  WORLD_SIZE  LOCAL_RANK  MASTER_ADDR  MASTER_PORT
-    srun              SLURM_PROCID  SLURM_NTASKS  SLURM_LOCALID  SLURM_JOB_NODELIST  SLURM_JOB_ID
     submitit, local   SUBMITIT_LOCAL_GLOBALID  SUBMITIT_LOCAL_NTASKS  SUBMITIT_LOCAL_LOCALID  SUBMITIT_LOCAL_JOB_ID
+    srun              SLURM_PROCID  SLURM_NTASKS  SLURM_LOCALID  SLURM_JOB_NODELIST  SLURM_JOB_ID
 
-The first that is there counts: torchrun may run inside a job of SLURM, and knows better.
+The first that is there counts: the other two may run inside a job of SLURM, and know better.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Rank:
 
 _LAUNCHERS = {
     "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
-    "srun": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
     "submitit": ("SUBMITIT_LOCAL_GLOBALID", "SUBMITIT_LOCAL_NTASKS", "SUBMITIT_LOCAL_LOCALID"),
+    "srun": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
 }
 
 
@@ -61,10 +61,10 @@ def meeting_point(environment: Mapping[str, str] = os.environ) -> tuple[str, int
     match launcher(environment):
         case "torchrun":
             return environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
-        case "srun":
-            return address(first_host(environment["SLURM_JOB_NODELIST"])), port(environment["SLURM_JOB_ID"])
         case "submitit":
             return "127.0.0.1", port(environment["SUBMITIT_LOCAL_JOB_ID"])
+        case "srun":
+            return address(first_host(environment["SLURM_JOB_NODELIST"])), port(environment["SLURM_JOB_ID"])
         case _:
             raise InputError("this process has no others to meet: it was started by neither srun nor torchrun")
 
