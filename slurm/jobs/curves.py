@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,8 @@ class CurvesJob:
         first, second = (_losses(job.folder / "log.jsonl") for job in (self.of, self.against))
         if first.keys() != second.keys():
             raise InputError(f"expected the same steps in both logs, got {sorted(first)} and {sorted(second)}")
-        largest = max(abs(second[step] - first[step]) for step in first)
+        # A NaN, which compares with nothing, is the largest.
+        largest = max((abs(second[step] - first[step]) for step in first), key=lambda gap: (math.isnan(gap), gap))
         document = {
             "name": self.name,
             "steps": [{"step": step, "of": first[step], "against": second[step]} for step in sorted(first)],
