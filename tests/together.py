@@ -31,14 +31,17 @@ CONTEXT.set_forkserver_preload(
 LIMIT_S = 60  # a hang, not a measure
 
 
-def together(world: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """What ``function(device, *arguments)`` returns in each of ``world`` processes, or the error that it raised."""
+def together(world: int, function: Callable[..., Any], *arguments: Any, joins: bool = False) -> list[Any]:
+    """What ``function(device, *arguments)`` returns in each of ``world`` processes, or the error that it raised.
+
+    A function that ``joins`` the others does so by itself.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     answers = CONTEXT.Queue()
     members = [
-        CONTEXT.Process(target=_member, args=(rank, world, port, answers, function, arguments), daemon=True)
+        CONTEXT.Process(target=_member, args=(rank, world, port, joins, answers, function, arguments), daemon=True)
         for rank in range(world)
     ]
     for member in members:
@@ -58,7 +61,13 @@ def together(world: int, function: Callable[..., Any], *arguments: Any) -> list[
 
 
 def _member(
-    rank: int, world: int, port: int, answers: Any, function: Callable[..., Any], arguments: tuple[Any, ...]
+    rank: int,
+    world: int,
+    port: int,
+    joins: bool,
+    answers: Any,
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
 ) -> None:
     import torch
 
@@ -75,7 +84,7 @@ def _member(
         "MASTER_PORT": str(port),
     }
     try:
-        with joined(world, "cpu") as device:
+        with joined(1 if joins else world, "cpu") as device:
             answer = function(device, *arguments)
     except (InputError, Interrupted, NonFiniteLoss, ZeroDivisionError) as error:
         answer = error

@@ -11,6 +11,7 @@ Hyperparameters are no part of it: they are the stage's, and the checkpoint name
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,7 +58,9 @@ def read(folder: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]
         writers = sum(name.startswith("random.") for name in there)
         if writers == world():
             random = tensors[f"random.{rank()}"] = torch.get_rng_state()
-        load(tensors, checkpoint_id=folder)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process reads: it is meant
+            load(tensors, checkpoint_id=folder)
         if writers == world():
             torch.set_rng_state(random)
     except (CheckpointException, OSError, RuntimeError, ValueError, KeyError) as error:
