@@ -31,7 +31,8 @@ from harness.data.text_practice import NextParagraph, NextToken
 from harness.data.world import memory_practice
 from harness.data.world.practice import Exercise, Practice, Reading
 from harness.model.chunking import split
-from harness.train.losses import token_losses
+from harness.train.distributed import anywhere, mean
+from harness.train.losses import mean_of, token_losses
 from harness.train.rows import IGNORED, Batch, Row, collate_tokens
 from harness.train.stage import Muon, Schedule, Stage
 
@@ -96,10 +97,10 @@ class CepeRecipe:
             cepe = cast("Cepe", model)
             logits = read_passages(cepe, batch)
             losses, answers = token_losses(logits, batch["labels"]), batch["is_answer"][:, 1:]
-            total = losses[answers].mean()
+            total = mean_of(losses[answers])
             others = (batch["labels"][:, 1:] != IGNORED) & ~answers
-            if self.language_weight and others.any():  # all that the decoder reads may be an answer
-                total = total + self.language_weight * losses[others].mean()
+            if self.language_weight and anywhere(bool(others.any())):  # all that the decoder reads may be an answer
+                total = total + self.language_weight * mean_of(losses[others])
             if self.kl_weight:
                 total = total + self.kl_weight * divergence_from_tokens(cepe, batch, logits)
             return total
@@ -173,7 +174,8 @@ def divergence_from_tokens(model: Cepe, batch: Batch, logits_BTV: Tensor) -> Ten
     lengths_B = batch["attention_mask"].sum(1, keepdim=True)
     place_T = torch.arange(logits_BTV.shape[1], device=logits_BTV.device)[None]
     student = logits_BTV[(place_T >= lengths_B - counts_B) & (place_T < lengths_B)]
-    return F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), log_target=True, reduction="batchmean")
+    total = F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), log_target=True, reduction="sum")
+    return mean(total, len(student))
 
 
 def _stage(name: str, steps: int, lr: float) -> Stage:

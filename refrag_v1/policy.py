@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from harness.model.chunking import EncoderInputs, expanded_count
 from harness.train.chunk_model import answer_log_likelihood
+from harness.train.distributed import alone
 
 if TYPE_CHECKING:
     from harness.train.rows import Batch
@@ -95,6 +96,7 @@ class PolicyTraining(nn.Module):
 
 def reinforce(training: PolicyTraining, batch: Batch, config: ReinforceConfig) -> Tensor:
     """The loss of one step."""
+    alone("REINFORCE")
     model = training.model
     assert model.policy is not None
     n_chunks_B = batch["n_chunks"]

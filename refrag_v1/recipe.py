@@ -13,6 +13,7 @@ from harness.data.world.practice import Exercise, Practice
 from harness.model.chunking import EncoderInputs
 from harness.train.chunk_model import lay_out_for, read_chunks
 from harness.train.chunk_rows import condense
+from harness.train.distributed import mean
 from harness.train.losses import answer_loss
 from harness.train.rows import IGNORED, Batch, Block, Row
 from harness.train.stage import Stage
@@ -118,7 +119,9 @@ def repetition_loss(model: nn.Module, batch: Batch) -> Tensor:
     chunks_ME = v1.encode(EncoderInputs(batch["encoder_ids"], batch["encoder_mask"], batch["encoder_chunk"]))
     logits_MkV = v1.repeated(chunks_ME)
     labels_Mk = chunk_tokens(batch, v1.config.k)
-    return F.cross_entropy(logits_MkV.float().flatten(0, 1), labels_Mk.flatten(), ignore_index=IGNORED)
+    logits, labels = logits_MkV.float().flatten(0, 1), labels_Mk.flatten()
+    total = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+    return mean(total, int((labels != IGNORED).sum()))
 
 
 def chunk_tokens(batch: Batch, k: int) -> Tensor:

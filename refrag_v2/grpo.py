@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from harness.errors import InputError
 from harness.model.chunking import EncoderInputs, expanded_count
 from harness.train.chunk_model import answer_log_likelihood
+from harness.train.distributed import alone
 from harness.train.rows import Batch
 from refrag_v2.model import Refrag
 from refrag_v2.policy import Policy, advantages, grpo_loss, picks_log_probability, sample_picks
@@ -78,6 +79,7 @@ def warm_up(training: PolicyTraining, batch: Batch, config: WarmUpConfig) -> Ten
     The advantage and not the reward: where the model is right anyway, rewards differ by a hundredth of a nat, and still
     tell which chunk it was.
     """
+    alone("the warm-up of the policy")
     model = training.refrag
     assert model.policy is not None
     _picks(1.0, batch["n_chunks"])
@@ -94,6 +96,7 @@ def warm_up(training: PolicyTraining, batch: Batch, config: WarmUpConfig) -> Ten
 
 def grpo(training: PolicyTraining, batch: Batch, config: GrpoConfig) -> Tensor:
     """The loss of one step. Rows of the batch have equally many chunks and one question each."""
+    alone("GRPO")
     model = training.refrag
     assert model.policy is not None
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The first two stages at scales that ask something of them: v1 against v2, the ablations, real text.
+"""The first two stages at scales that ask something of them: v1 against v2, the ablations, real text; one for FSDP.
 
 What is asked stands with the experiments (slurm/sweeps); here are the numbers.
 """
@@ -11,10 +11,11 @@ from types import MappingProxyType
 from typing import Any
 
 from harness.data.text_practice import NextParagraph, Repeating
-from harness.data.world.practice import Copying, Growing, Pairs, Quizzing
+from harness.data.world.practice import Copying, Growing, Pairs, Quizzing, Reading
+from harness.train.stage import AdamW, Stage
 from refrag_v2.model import RefragConfig
 from refrag_v2.recipe import ENCODING, RefragRecipe
-from refrag_v2.stage_parts import LONGEST, cpt_rates, stage_of
+from refrag_v2.stage_parts import LONGEST, SCHEDULE, cpt_rates, stage_of
 
 Recipes = Mapping[str, RefragRecipe]
 NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -117,6 +118,24 @@ def text(k: int, suffix: str, first: int, second: int) -> dict[str, Recipes]:
     return {scale: stages}
 
 
+def in_parts() -> dict[str, Recipes]:
+    """What is trained by one process and by several (slurm/sweeps/fsdp.py): all that a stage can have, in 30 steps.
+
+    By the paper's optimizer; the decoder is that of the tiny scale, and encoder and projector start afresh.
+    """
+    stage = Stage(name="finetune", steps=30, optimizer=AdamW(lr=5e-4), schedule=SCHEDULE, boosted=ENCODING, boost=4.0)
+    recipe = RefragRecipe(
+        after=("decoder", "pretrain", "tiny"),
+        requires=(),
+        stage=stage,
+        model=RefragConfig(k=8),
+        data=Reading(),
+        expand=(0.0, 0.0, 0.1, 0.3, 1.0),
+        language_weight=0.05,
+    )
+    return {"fsdp": {"finetune": recipe}}
+
+
 _ALL = [
     *(objective(k) for k in (8, 64)),
     *(ablation(k) for k in (2, 4, 8, 16, 32, 64)),
@@ -126,5 +145,6 @@ _ALL = [
     *(text(k, "", 300, 800) for k in (8, 16, 32)),
     *(text(k, "-quarter", 75, 200) for k in (8, 16, 32)),
     *(text(k, "-short", 2, 2) for k in (8, 16, 32)),
+    in_parts(),
 ]
 STUDIES: Mapping[str, Recipes] = {scale: recipes for each in _ALL for scale, recipes in each.items()}

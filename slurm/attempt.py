@@ -63,10 +63,15 @@ class Attempt:
 
 @dataclass
 class Claim:
-    """A job's folder, owned by ``attempt`` until a newer one takes it over."""
+    """A job's folder, owned by ``attempt`` until a newer one takes it over.
+
+    Of an attempt's processes the one that ``leads`` writes for all; the others look whose turn it is, and say why they
+    failed.
+    """
 
     folder: Path
     attempt: Attempt
+    leads: bool = True
     _looked: float = field(default=0.0, repr=False)
     _first: dict[str, Any] = field(default_factory=dict, repr=False)  # where this attempt's progress began
 
@@ -74,6 +79,8 @@ class Claim:
         """Become the owner, and give an older one the time to find out. Raises ``Fenced`` where a newer one owns it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.check()
+        if not self.leads:
+            return
         earlier = (self.folder / OWNER).exists() and not any((self.folder / end).exists() for end in (RESULT, FAILED))
         self._write(OWNER, {"host": socket.gethostname(), "pid": os.getpid(), "started": time.time()})
         (self.folder / FAILED).unlink(missing_ok=True)
@@ -94,17 +101,25 @@ class Claim:
         if time.monotonic() - self._looked < LOOK_S:
             return
         self.check()
-        self._write(PROGRESS, {**now, "total": total, "note": note, **self._first})
+        if self.leads:
+            self._write(PROGRESS, {**now, "total": total, "note": note, **self._first})
 
     def finished(self, said: str, errors: int, made: Path | None, seconds: float) -> None:
         """Publish the result. ``made`` is what must be there for the job never to run again (None: it would)."""
+        if not self.leads:
+            return
         self.check()
         self._write(RESULT, {"said": said, "errors": errors, "made": made, "seconds": seconds, "at": time.time()})
         (self.folder / FAILED).unlink(missing_ok=True)
 
     def failed(self, error: BaseException, traceback: str) -> None:
-        """Keep why; the last line tells a table what happened."""
+        """Keep why; the last line tells a table what happened.
+
+        The first failure of an attempt stays: those of its other processes follow from it.
+        """
         self.check()
+        if (self.folder / FAILED).exists():
+            return
         line = f"{type(error).__name__}: {' '.join(str(error).split())}"
         self._write(FAILED, {"error": line, "traceback": traceback, "at": time.time()})
 

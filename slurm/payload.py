@@ -6,6 +6,9 @@
 
 A failure leaves its traceback beside the job and on standard error, and exit code 1; an attempt that was overtaken
 leaves nothing, and exit code 75.
+
+A training over several processes is this in every one of them. The first claims, notes progress, publishes and
+requeues; an interruption of any ends the training in all (``harness.train.loop``), and they wait to be ended.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from typing import Any
 
 from harness.errors import Busy, InputError, Interrupted
 from harness.record import RunRecord
+from harness.train.ranks import here
 from slurm.attempt import LOOK_S, Attempt, Claim, Fenced
 from slurm.jobs import Progress
 from slurm.sweep import Sweep
@@ -47,10 +51,10 @@ class Payload:
         member = sweep.members()[self.index]
         if Path(__file__).resolve().parents[1] != sweep.code.resolve():
             raise InputError(f"sweep {self.name} runs {sweep.code}, but {__file__} was imported")
-        claim = Claim(sweep.state(member), Attempt.here(self.name, self.launch))
+        claim = Claim(sweep.state(member), Attempt.here(self.name, self.launch), leads=here().rank == 0)
         try:
             claim.take()
-            print(f"{member.title}: {claim.attempt}", flush=True)
+            print(f"{member.title}: {claim.attempt}, {here()}", flush=True)
             if not sweep.done(member):
                 _run(sweep, self.index, claim, told)
         except Fenced as error:
@@ -81,7 +85,7 @@ def _run(sweep: Sweep, index: int, claim: Claim, told: list[int]) -> None:
             job.said(result), getattr(result, "n_errors", 0), _made(job, result), time.perf_counter() - started
         )
     except Interrupted:
-        _give_way(claim, requeue=signal.SIGUSR2 in told)
+        _give_way(claim, told)
     except Exception as error:
         claim.failed(error, traceback.format_exc())
         raise
@@ -108,10 +112,14 @@ def _made(job: Any, result: Any) -> Path | None:
     return result if isinstance(result, Path) else None
 
 
-def _give_way(claim: Claim, *, requeue: bool) -> None:
+def _give_way(claim: Claim, told: list[int]) -> None:
     """Ask for the requeue, and wait to be ended: an exit of its own accord would count as the end of the job."""
     if not claim.attempt.slurm_job:
         os._exit(OVERTAKEN)
+    until = time.monotonic() + LOOK_S
+    while not told and time.monotonic() < until:  # another process of the training was told first
+        time.sleep(0.1)
+    requeue = claim.leads and (signal.SIGUSR2 in told or not told)
     print(f"interrupted; {'requeueing' if requeue else 'waiting to be ended'}", flush=True)
     if requeue:
         subprocess.run(["scontrol", "requeue", claim.attempt.slurm_job], check=False)

@@ -179,6 +179,23 @@ def test_a_thousand_jobs_in_one_go_and_one_question_in_ten_seconds(cluster: Clus
     until(lambda: over(sweep))
 
 
+@pytest.mark.limit_s(900)
+def test_two_nodes_of_two_ranks_train_what_one_process_trains(cluster: Cluster) -> None:
+    """The losses of 30 steps differ by at most 1e-4, although the four were requeued on their way."""
+    sweep = Sweep(cluster, "fsdp")
+    several, _, comparison = sweep.status()["rows"]
+    (log,) = [cluster.work / "runs" / "fsdp" / "several"]
+    until(lambda: any(path.stat().st_size for path in log.rglob("log.jsonl")))
+    cluster.call("scancel", "--signal=USR2", several["slurm_job"])
+    assert sweep.bench("watch", sweep.id).returncode == 0
+    rows = sweep.status()["rows"]
+    assert [row["state"] for row in rows] == ["done"] * 3
+    print(f"\n{rows[comparison['index']]['said']}")
+    output = sweep.bench("logs", sweep.id, str(several["index"])).stdout
+    assert output.count("rank=0, world=4") == 2, "two attempts"
+    assert len(list(log.rglob("final/config.json"))) == 1
+
+
 def test_a_partition_that_is_not_there_submits_nothing(cluster: Cluster) -> None:
     cluster.environment["REFRAG_SLURM_LOCAL_PARTITION"] = "nowhere"
     try:

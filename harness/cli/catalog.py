@@ -89,6 +89,7 @@ EXPERIMENTS: Mapping[str, str] = {
     "latency": "slurm.sweeps.latency:latency",
     "passkey": "slurm.sweeps.passkey:passkey",
     "real": "slurm.sweeps.real:real",
+    "fsdp": "slurm.sweeps.fsdp:fsdp",
 }
 
 

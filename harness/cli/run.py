@@ -34,7 +34,9 @@ experiments:
          settings chosen): a 100 M-parameter shape on a CPU, LLaMA-2-7B's on cuda
   real   NQ, TriviaQA and PopQA questions over the corpus of a data root: indexes it with BM25, FAISS and Qdrant,
          freezes every retrieval, prints hit@1/5/20, and evaluates the tiny decoder on it (scores near zero: it has
-         never read natural language; give --checkpoint for a decoder that has)"""
+         never read natural language; give --checkpoint for a decoder that has)
+  fsdp   two nodes of two ranks train a small REFRAG stage, one process trains the same; the loss curves are compared.
+         For a cluster alone: refrag-bench sweep submit fsdp --cluster NAME"""
 
 EPILOG = """\
 examples:

@@ -2,6 +2,9 @@
 
 Resume is exact: N steps, a kill, and M more steps give the bytes of N + M steps (tests/test_train.py), because the
 next batch, the random-number state and the optimizer moments all come out of the checkpoint.
+
+Several processes (``distributed``) run the same loop over the same batches, each on its share of the rows; loss, norm
+and what is decided are the same in all of them, and equal to those of one process but for the order of sums.
 """
 
 from __future__ import annotations
@@ -20,8 +23,11 @@ from harness.config import digest
 from harness.errors import Interrupted
 from harness.train import checkpoint
 from harness.train.checkpoint import TrainingState
+from harness.train.distributed import anywhere, average, rank, world
 from harness.train.optim import build_optimizers, freeze
 from harness.train.rows import Batch
+from harness.train.sharding import clip, place
+from harness.train.shares import share
 from harness.train.stage import Stage
 
 if TYPE_CHECKING:
@@ -74,10 +80,12 @@ def train(
     """Run ``stage`` on ``model`` in place, from the newest checkpoint in ``folder`` if there is one.
 
     ``loss`` returns the mean over what it supervises, a scalar. ``stop_after`` ends the call after that many
-    optimizer steps in all, with a checkpoint (how a test interrupts); so does ``Interrupted`` out of ``progress``.
-    Raises ``NonFiniteLoss``, and ``InputError`` where a checkpoint in ``folder`` belongs to another stage.
+    optimizer steps in all, with a checkpoint (how a test interrupts); so does ``Interrupted`` out of ``progress``, in
+    all processes where it comes in one. Raises ``NonFiniteLoss``, and ``InputError`` where a checkpoint in ``folder``
+    belongs to another stage, and where several processes are given what is for one.
     """
-    torch.manual_seed(stage.seed)
+    torch.manual_seed(stage.seed + rank())  # rows differ, so must what is dropped out of them
+    objective = place(model, loss, device)
     parameters = freeze(model, stage)
     optimizers = build_optimizers(parameters, stage)
     identity = digest(stage)
@@ -96,7 +104,7 @@ def train(
         at = TrainingState(step=step, tokens=tokens, loss=value, data=batches.state_dict())
         checkpoint.save(folder, model, optimizers, at, identity)
 
-    with (folder / "log.jsonl").open("a") as log:
+    with (folder / "log.jsonl").open("a") if rank() == 0 else nullcontext() as log:
         while step < last:
             factor = stage.schedule.scale(step, stage.steps)
             for optimizer in optimizers:
@@ -105,17 +113,19 @@ def train(
 
             total = torch.zeros((), device=device)
             for _ in range(stage.accumulation):
-                batch = {name: tensor.to(device) for name, tensor in next(batches).items()}
+                whole = next(batches)
+                own, counts = share(whole, rank(), world())
+                batch = {name: tensor.to(device) for name, tensor in own.items()}
                 with autocast:
-                    micro = loss(model, batch) / stage.accumulation
+                    micro = objective(batch, counts) / stage.accumulation
                 micro.backward()
                 total += micro.detach()
-                tokens += int(batch["attention_mask"].sum())
-            value = float(total)
+                tokens += int(whole["attention_mask"].sum())
+            value = float(average(total))
             if not torch.isfinite(total):
                 raise NonFiniteLoss(f"stage {stage.name}: loss is {value} at step {step + 1} of {stage.steps}")
 
-            norm = torch.nn.utils.clip_grad_norm_(parameters.values(), stage.clip)
+            norm = clip(parameters.values(), stage.clip)
             if not torch.isfinite(norm):
                 raise NonFiniteLoss(f"stage {stage.name}: gradient norm is {norm} at step {step + 1} of {stage.steps}")
             for optimizer in optimizers:
@@ -124,13 +134,10 @@ def train(
             step += 1
 
             rate = (tokens - tokens_before) / (time.perf_counter() - started)
-            if progress:
-                try:
-                    progress(step, value, rate)
-                except Interrupted:
-                    keep()
-                    raise
-            if step % LOG_EVERY == 0 or step == last:
+            if anywhere(_interrupts(progress, step, value, rate)):
+                keep()
+                raise Interrupted
+            if log and (step % LOG_EVERY == 0 or step == last):
                 row = {"step": step, "loss": value, "lr_scale": factor, "tokens": tokens, "tokens_per_s": round(rate)}
                 log.write(json.dumps(row) + "\n")
                 log.flush()
@@ -138,3 +145,13 @@ def train(
                 keep()
     model.eval()
     return Trained(steps=step, tokens=tokens, final_loss=value)
+
+
+def _interrupts(progress: Progress | None, step: int, loss: float, rate: float) -> bool:
+    """Report a step. Is the training to give its place away?"""
+    try:
+        if progress:
+            progress(step, loss, rate)
+    except Interrupted:
+        return True
+    return False

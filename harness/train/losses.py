@@ -1,4 +1,7 @@
-"""What a stage minimises. A loss is a function of the model and a batch; it returns a scalar mean."""
+"""What a stage minimises. A loss is a function of the model and a batch; it returns a scalar, a sum of means.
+
+Every mean is one of ``distributed.mean``: a batch may lie in shares on several processes.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import Tensor
 
+from harness.train.distributed import mean
 from harness.train.loop import Loss
 from harness.train.rows import IGNORED, Batch
 
@@ -37,13 +41,18 @@ def answer_loss(forward: Forward, language_weight: float) -> Loss:
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         losses = token_losses(forward(model, batch), batch["labels"])
         answers = batch["is_answer"][:, 1:]
-        total = losses[answers].mean()
+        total = mean_of(losses[answers])
         if language_weight:
             others = (batch["labels"][:, 1:] != IGNORED) & ~answers
-            total = total + language_weight * losses[others].mean()
+            total = total + language_weight * mean_of(losses[others])
         return total
 
     return loss
+
+
+def mean_of(losses_N: Tensor) -> Tensor:
+    """The mean over the tokens of all processes; NaN where there is none."""
+    return mean(losses_N.sum(), len(losses_N))
 
 
 def read_tokens(model: nn.Module, batch: Batch) -> Tensor:

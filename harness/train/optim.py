@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from harness.errors import InputError
+from harness.train.distributed import alone
 from harness.train.stage import AdamW, Muon, Stage
 
 if TYPE_CHECKING:
@@ -26,7 +28,10 @@ def freeze(model: nn.Module, stage: Stage) -> dict[str, nn.Parameter]:
 
 
 def build_optimizers(parameters: dict[str, nn.Parameter], stage: Stage) -> list[torch.optim.Optimizer]:
-    """One optimizer (AdamW) or two (Muon and AdamW). Each group keeps its peak rate in ``initial_lr``."""
+    """One optimizer (AdamW) or two (Muon and AdamW). Each group keeps its peak rate in ``initial_lr``.
+
+    Raises ``InputError`` for Muon over several processes: its step is of a whole matrix, and each has a part.
+    """
     config = stage.optimizer
     if isinstance(config, AdamW):
         groups = _groups(parameters, stage, config.lr)
@@ -35,6 +40,7 @@ def build_optimizers(parameters: dict[str, nn.Parameter], stage: Stage) -> list[
         ]
     else:
         assert isinstance(config, Muon)
+        alone(f"stage {stage.name!r} trains by Muon, which")
         matrices = {name: p for name, p in parameters.items() if _is_matrix_of_a_layer(name, p)}
         others = {name: p for name, p in parameters.items() if name not in matrices}
         optimizers = [
@@ -52,8 +58,17 @@ def _is_matrix_of_a_layer(name: str, parameter: nn.Parameter) -> bool:
 
 
 def _groups(parameters: dict[str, nn.Parameter], stage: Stage, lr: float) -> list[dict[str, object]]:
-    """The parameters at ``lr``, and those of the stage's boosted parts at ``boost`` times as much."""
+    """The parameters at ``lr``, and those of the stage's boosted parts at ``boost`` times as much.
+
+    Of several processes' parameters, those that each has a part of and the whole ones (``sharding``) are groups apart:
+    a step is over all tensors of a group at once, and takes no mixture.
+    """
     boosted = {name: p for name, p in parameters.items() if stage.boosted and name.startswith(stage.boosted)}
     plain = [p for name, p in parameters.items() if name not in boosted]
     groups = [(plain, lr), (list(boosted.values()), lr * stage.boost)]
-    return [{"params": members, "lr": rate} for members, rate in groups if members]
+    return [
+        {"params": alike, "lr": rate}
+        for members, rate in groups
+        for in_parts in (False, True)
+        if (alike := [p for p in members if isinstance(p, DTensor) is in_parts])
+    ]

@@ -11,12 +11,13 @@ from harness import provenance
 from harness.cli.catalog import RECIPES, find
 from harness.config import digest
 from harness.data.text_practice import TextExercise
-from harness.device import open_device
 from harness.errors import InputError, unknown
 from harness.train.export import read_training
 from slurm.jobs import Progress
 
 if TYPE_CHECKING:
+    import torch
+
     from harness.train.loop import Batches, Loss
     from harness.train.stage import Stage
 
@@ -64,7 +65,9 @@ class TrainJob:
     ``start`` replaces the stage before it: a checkpoint, or the job that makes one. ``skip`` names required stages that
     an ablation leaves out. ``seed`` replaces that of the recipe (of this stage alone). An accepted checkpoint of the
     same recipe is taken as it is, unless ``from_scratch``. ``recompute`` saves memory and changes no number.
-    ``text`` is the prepared text of the scales that train on one (``harness.data.text``).
+    ``text`` is the prepared text of the scales that train on one (``harness.data.text``). ``nodes`` times
+    ``tasks_per_node`` processes train it together (``harness.train.distributed``), on its batches as they are; which
+    start them is the cluster's business.
     """
 
     system: str
@@ -78,6 +81,8 @@ class TrainJob:
     from_scratch: bool = False
     recompute: bool = False
     text: Path | None = None
+    nodes: int = 1
+    tasks_per_node: int = 1
 
     def recipe(self) -> Recipe:
         stages = find("system", RECIPES, self.system)
@@ -149,18 +154,27 @@ class TrainJob:
     def run(self, progress: Progress | None = None) -> Path:
         """Train from the newest checkpoint, if any, and export; returns the exported folder.
 
-        Raises ``InputError`` where the start is missing or never went through a required stage.
+        Raises ``InputError`` where the start is missing or never went through a required stage, and where this process
+        is not one of as many as the job asks for.
         """
         if self.finished:
             return self.checkpoint
-        recipe, device = self._bound(self.recipe()), open_device(self.device)
+        recipe = self._bound(self.recipe())
         start = self._start(recipe)
+        from harness.train.distributed import joined
+
+        with joined(self.nodes * self.tasks_per_node, self.device) as device:
+            return self._train(recipe, start, device, progress)
+
+    def _train(self, recipe: Recipe, start: Path | None, device: torch.device, progress: Progress | None) -> Path:
         history = read_training(start) if start else {}
         skipped = [stage for stage in self.skip if stage not in history.get("lineage", [])]
         import torch
 
+        from harness.train.distributed import by_first, world
         from harness.train.loop import train
         from harness.train.recompute import recompute_activations
+        from harness.train.sharding import gathered
 
         torch.set_num_threads(1)  # the order of sums, and so the weights, must not depend on the machine's cores
         model, tokenizer = recipe.open(start)
@@ -168,7 +182,7 @@ class TrainJob:
             recompute_activations(model)
         trained = train(
             recipe.stage,
-            model.to(device),
+            model,
             recipe.batches(model, tokenizer),
             recipe.loss(),
             self.folder,
@@ -188,7 +202,17 @@ class TrainJob:
             "final_loss": trained.final_loss,
             "provenance": provenance.collect(self.device),
         }
-        return recipe.export(model.to(getattr(torch, recipe.stored_as)), tokenizer, training, self.checkpoint)
+        whole = gathered(model) if world() > 1 else {}
+
+        def export() -> None:
+            trained_model = model
+            if whole:
+                trained_model, _ = recipe.open(start)
+                trained_model.load_state_dict(whole)
+            recipe.export(trained_model.to(getattr(torch, recipe.stored_as)), tokenizer, training, self.checkpoint)
+
+        by_first(export)
+        return self.checkpoint
 
     def _bound(self, recipe: Any) -> Recipe:
         """The recipe over its text, if it trains on one. Raises ``InputError`` where one is missing or not wanted."""
