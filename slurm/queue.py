@@ -117,7 +117,7 @@ def _squeue(profile: SlurmProfile, arrays: Sequence[str]) -> dict[str, Entry]:
         if "Invalid job id" in str(error):
             return {}
         raise
-    entries = {}
+    entries: dict[str, Entry] = {}
     for line in said.splitlines():
         name, state, node, reason = line.strip().split("|", 3)
         entries |= dict.fromkeys(_tasks(name), _entry(state, node, reason))
@@ -143,7 +143,7 @@ def _sacct(profile: SlurmProfile, ids: Sequence[str]) -> dict[str, Entry]:
         said = ask(profile, "sacct", "-X", "-n", "-P", "-D", "-o", "JobID,State,NodeList", "-j", arrays)
     except InputError:
         return {}
-    entries = {}
+    entries: dict[str, Entry] = {}
     for line in said.splitlines():  # oldest first: the last row of a job that was requeued counts
         name, state, node = line.split("|")
         entries |= dict.fromkeys(_tasks(name), _entry(state.split()[0] if state else "UNKNOWN", node, ""))
