@@ -201,3 +201,14 @@ def test_nothing_is_submitted_while_the_controller_is_silent(tmp_path: Path, con
             act(sweep, PROFILE)
     assert len(calls(controller.folder, "sbatch")) == 1
     assert not calls(controller.folder, "scancel")
+
+
+def test_a_phase_that_an_earlier_sweep_has_done_is_waited_through(tmp_path: Path, controller: Controller) -> None:
+    sweep = make(tmp_path, 1, 1, 1)
+    product = tmp_path / "b0.made"
+    product.touch()
+    other = Claim(sweep.state(sweep.members()[1]), Attempt(sweep="another", launch=1.0, restart=0, slurm_job="x"))
+    other.take()
+    other.finished("made", 0, product, 1.0)
+    assert [one.phase for one in launch(sweep, PROFILE)] == ["a", "c"]
+    assert controller.asked("dependency") == {101: "", 102: "afterok:101"}

@@ -120,6 +120,7 @@ def test_a_driver_that_was_killed_is_resumed_and_nothing_runs_twice(
     assert second.wait(60) == 0, (tmp_path / "driver.err").read_text()
     assert status(sweep).counts == {"done": 3}
     assert runs(tmp_path) == {"0": 1, "1": 1, "2": 1}
+    assert [one.indices for one in sweep.launches()] == [(0,), (1,), (2,)], "none was even started again"
 
 
 @pytest.mark.parametrize("how", ["Ctrl-C", "cancel"])
