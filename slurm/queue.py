@@ -117,11 +117,23 @@ def _squeue(profile: SlurmProfile, arrays: Sequence[str]) -> dict[str, Entry]:
         if "Invalid job id" in str(error):
             return {}
         raise
-    entries = {}
+    entries: dict[str, Entry] = {}
     for line in said.splitlines():
         name, state, node, reason = line.strip().split("|", 3)
-        entries[name] = _entry(state, node, reason)
+        entries |= dict.fromkeys(_tasks(name), _entry(state, node, reason))
     return entries
+
+
+def _tasks(name: str) -> list[str]:
+    """The ids that a row stands for: tasks that never started share one, as in ``7_[0-2,5%4]``."""
+    array, bracket, tasks = name.partition("_[")
+    if not bracket:
+        return [name]
+    found = []
+    for part in tasks.partition("]")[0].partition("%")[0].split(","):
+        first, _, last = part.partition("-")
+        found += [f"{array}_{task}" for task in range(int(first), int(last or first) + 1)]
+    return found
 
 
 def _sacct(profile: SlurmProfile, ids: Sequence[str]) -> dict[str, Entry]:
@@ -131,10 +143,10 @@ def _sacct(profile: SlurmProfile, ids: Sequence[str]) -> dict[str, Entry]:
         said = ask(profile, "sacct", "-X", "-n", "-P", "-D", "-o", "JobID,State,NodeList", "-j", arrays)
     except InputError:
         return {}
-    entries = {}
+    entries: dict[str, Entry] = {}
     for line in said.splitlines():  # oldest first: the last row of a job that was requeued counts
         name, state, node = line.split("|")
-        entries[name] = _entry(state.split()[0] if state else "UNKNOWN", node, "")
+        entries |= dict.fromkeys(_tasks(name), _entry(state.split()[0] if state else "UNKNOWN", node, ""))
     return entries
 
 

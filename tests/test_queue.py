@@ -98,6 +98,22 @@ def test_what_squeue_has_forgotten_accounting_knows(commands: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("row", "tasks"),
+    [
+        ("7_[0-2]", ["7_0", "7_1", "7_2"]),
+        ("7_[1,3-4%2]", ["7_1", "7_3", "7_4"]),
+        ("7_[0,2]", ["7_0", "7_2"]),
+        ("7_[5%1000]", ["7_5"]),
+    ],
+)
+@pytest.mark.parametrize("name", ["squeue", "sacct"])
+def test_tasks_that_never_started_share_a_row(commands: Path, name: str, row: str, tasks: list[str]) -> None:
+    says(commands, name, f"{row}|CANCELLED||None" if name == "squeue" else f"{row}|CANCELLED by 0|None assigned")
+    found = Queue(PROFILE).look([f"7_{task}" for task in range(6)])
+    assert [task for task, entry in found.items() if entry.state == "CANCELLED"] == tasks
+
+
 def test_accounting_lags_so_only_its_ends_count(commands: Path) -> None:
     says(commands, "sacct", "7|RUNNING|n1")
     assert Queue(PROFILE).look(["7"]) == {
