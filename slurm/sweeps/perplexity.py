@@ -1,14 +1,15 @@
 """The paper's Table 1 and 2 in small, on real language: log-perplexity of the next tokens given s tokens of context.
 
     refrag-bench run perplexity --data DIR      DIR: a folder with parquet or jsonl in SlimPajama's schema
+    refrag-bench run perplexity --scale quarter --limit 200 --data DIR      what the accepted records are of
 
 Fills     results/tables/perplexity.*, results/figures/perplexity.*
-Cost      offline, CPU: tokenising 89 M characters once (154 s measured), then by estimate 50 minutes of one
-          idle core for seven trainings and a quarter of an hour for 96 cells of about 400 windows; not run to the
-          end yet
-Expect    full context below no context; where REFRAG and CEPE lie between them is the question (results/LOG.md)
+Cost      offline, CPU: tokenising 89 M characters once (154 s measured), then, in a quarter of the steps and with 200
+          windows a set, about an hour of one core; four times as long in full, which was not run yet
+Expect    at s = 256 full context below no context by .05 to .07 nats, REFRAG's chunks worth four fifths of that to
+          its own decoder, and CEPE's a fifth to a third (results/LOG.md)
 
-All systems go on from one decoder (1.1 M parameters, BPE of 2,048, 6.2 M tokens of windows of 384). Full context, no
+In full, all systems go on from one decoder (1.1 M parameters, BPE of 2,048, 6.2 M tokens of windows of 384). Full context, no
 context, LLaMA_K and REPLUG read with that decoder after 2.1 M more tokens of the same. REFRAG at each k and CEPE train
 on the same 12,800 windows of 256 + 128 tokens (1.6 M predicted tokens, 1.8 to 2.1 M decoder tokens); CEPE's decoder
 stays frozen, as released.
