@@ -9,10 +9,10 @@ Cost      offline, CPU: tokenising 89 M characters once (154 s measured), then, 
 Expect    at s = 256 full context below no context by .05 to .07 nats, REFRAG's chunks worth four fifths of that to
           its own decoder, and CEPE's a fifth to a third (results/LOG.md)
 
-In full, all systems go on from one decoder (1.1 M parameters, BPE of 2,048, 6.2 M tokens of windows of 384). Full context, no
-context, LLaMA_K and REPLUG read with that decoder after 2.1 M more tokens of the same. REFRAG at each k and CEPE train
-on the same 12,800 windows of 256 + 128 tokens (1.6 M predicted tokens, 1.8 to 2.1 M decoder tokens); CEPE's decoder
-stays frozen, as released.
+All systems go on from one decoder: in full of 6.2 M tokens in windows of 384 (1.1 M parameters, BPE of 2,048). Full
+context, no context, LLaMA_K and REPLUG read with that decoder after 2.1 M more tokens of the same. REFRAG at each k and
+CEPE train on the same 12,800 windows of 256 + 128 tokens (1.6 M predicted tokens, 1.8 to 2.1 M decoder tokens); CEPE's
+decoder stays frozen, as released.
 Rates of REFRAG were chosen from four short trials at k = 8 on windows of the validation split: what comes out is not of
 unseen text in that respect.
 Beyond s + o = 384 nobody was trained: what the second table shows of longer contexts is extrapolation.
