@@ -7,6 +7,7 @@ a node dies while its jobs go on computing, the controller is started anew, the 
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -26,11 +27,14 @@ MADE = ("predictions.jsonl", "model.safetensors")  # answers, and the weights th
 
 
 def made(work: Path) -> dict[str, bytes]:
-    """What a sweep made that must not depend on how it was run, by place: journals, weights, tables."""
+    """What a sweep made that must not depend on how it was run, by place: journals, weights, tables.
+
+    Without the line that names the commit: the checkout may have moved on since the first of two sweeps.
+    """
     runs = {path for name in MADE for path in (work / "runs").rglob(name) if "step-" not in str(path)}
     tables = {path for kind in ("md", "csv") for path in work.glob(f"sweeps/*/results/tables/*.{kind}")}
     found = {str(path.relative_to(work)): path.read_bytes() for path in runs}
-    return found | {path.name: path.read_bytes() for path in tables}
+    return found | {path.name: re.sub(rb"(?m)^- Code: commit .*$", b"", path.read_bytes()) for path in tables}
 
 
 def metrics(work: Path) -> dict[str, object]:
