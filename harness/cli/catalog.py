@@ -79,6 +79,7 @@ SEED_NAMES: Mapping[str, str] = {
 EXPERIMENTS: Mapping[str, str] = {
     "tiny": "slurm.sweeps.tiny:tiny",
     "selection": "slurm.sweeps.selection:selection",
+    "expansion": "slurm.sweeps.expansion:expansion",
     "objective": "slurm.sweeps.objective:objective",
     "order": "slurm.sweeps.order:order",
     "curriculum": "slurm.sweeps.curriculum:curriculum",
