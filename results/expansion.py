@@ -22,7 +22,7 @@ SELECTORS = ("policy", "perplexity-desc", "perplexity-asc", "random", "oracle", 
 ENDS = ("none", "all")  # nobody chooses there: points of every selector's curve
 HIT, POSITIONS, RATE = "oracle_hit", "decoder_positions", "effective_rate"
 CSV_HEAD = (
-    "experiment", "k", "select", "share", "chunks_expanded", "chunks", RATE, POSITIONS, "metric", "mean", "low", "high",
+    "experiment", "k", "select", "share", EXPANDED, SHARE_OF[EXPANDED], RATE, POSITIONS, "metric", "mean", "low", "high",
     "n", HIT, "run_id",
 )  # fmt: skip
 
@@ -80,7 +80,7 @@ def grids(table: Table, folder: Path) -> list[Grid]:
             [f"k={curve.k}, {curve.select}", *(_or_dash(curve.records.get(share), cell) for share in asked)]
             for curve in found
         ]
-        head = ["Expanded by", *(f"{percent(share)} %" for share in asked)]
+        head = ["Expanded by", *(f"{100 * share:g} %" for share in asked)]
         return Grid(title=f"{table.experiment}: {title} by asked share, {where}", head=head, lines=lines, notes=notes)
 
     def score(record: Record, name: str = table.metric) -> str:
@@ -95,7 +95,7 @@ def grids(table: Table, folder: Path) -> list[Grid]:
         every.setdefault(curve.k, {}).update(curve.records)
     shares = Grid(
         title=f"{table.experiment}: what a share is, {where}",
-        head=["Asked", *(f"{percent(share)} %" for share in asked)],
+        head=["Asked", *(f"{100 * share:g} %" for share in asked)],
         lines=[[f"k={k}", *(_or_dash(at.get(share), _is) for share in asked)] for k, at in every.items()],
         notes=[
             "Chunks expanded of all, decoder positions of the whole prompt, effective rate k / (1 - p + k p) at the "
@@ -145,8 +145,6 @@ def to_csv(table: Table) -> str:
         value, metrics = record.metrics[table.metric], record.metrics
         counts = [metrics[name].mean for name in (EXPANDED, SHARE_OF[EXPANDED], RATE, POSITIONS)]
         hit = metrics[HIT].mean if HIT in metrics else ""
-        writer.writerow(
-            [table.experiment, k, select, share, *counts, table.metric]
-            + [value.mean, value.low, value.high, value.n, hit, record.run_id]
-        )
+        point = (table.experiment, k, select, share, *counts)
+        writer.writerow([*point, table.metric, value.mean, value.low, value.high, value.n, hit, record.run_id])
     return text.getvalue()

@@ -75,7 +75,7 @@ def _draw_panel(panel: Axes, curves: Sequence[Curve], metric: str) -> None:
     shares = sorted({100 * share_expanded(record) for record in shown})
     panel.set_xscale("symlog", base=2, linthresh=LINEAR_TO, linscale=1.5)
     panel.set_xlim(-2, 130)
-    panel.set_xticks(shares, [f"{share:.0f}" for share in shares])
+    panel.set_xticks(shares, [f"{share:.3g}" for share in shares])
     panel.xaxis.set_minor_locator(NullLocator())
     panel.grid(axis="y", color="#DDDDDD", linewidth=0.6)
     panel.set_axisbelow(True)

@@ -3,7 +3,7 @@
     refrag-bench run expansion
 
 Fills     results/tables/expansion*.*, results/figures/expansion.*
-Cost      offline, CPU, from the accepted checkpoints: 73 cells of 500 questions (not measured yet)
+Cost      offline, CPU, from the accepted checkpoints: 72 cells of 500 questions (not measured yet)
 Expect    not measured yet
 
 Shares 0, 5, 10, 20, 50 and 100 % by every selector, at 0 and 100 % once for all; one seed of each checkpoint. The share
