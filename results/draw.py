@@ -80,7 +80,7 @@ def draw(
 
 
 def picture_of(table: tables.Table) -> dict[str, bytes]:
-    """The figure of an accuracy table: against the share of chunks expanded where that varies, else against passages."""
+    """The figure of an accuracy table: against the share of chunks expanded where it varies, else against passages."""
     if curves := expansion.curves(table):
         return expansion_figure.draw_figure(curves, table.metric)
     return figures.draw_figure(table)

@@ -22,8 +22,8 @@ SELECTORS = ("policy", "perplexity-desc", "perplexity-asc", "random", "oracle", 
 ENDS = ("none", "all")  # nobody chooses there: points of every selector's curve
 HIT, POSITIONS, RATE = "oracle_hit", "decoder_positions", "effective_rate"
 CSV_HEAD = (
-    "experiment", "k", "select", "share", EXPANDED, SHARE_OF[EXPANDED], RATE, POSITIONS, "metric", "mean", "low", "high",
-    "n", HIT, "run_id",
+    "experiment", "k", "select", "share", EXPANDED, SHARE_OF[EXPANDED], RATE, POSITIONS, "metric", "mean", "low",
+    "high", "n", HIT, "run_id",
 )  # fmt: skip
 
 
@@ -47,7 +47,8 @@ def curves(table: Table) -> list[Curve]:
     varied = {k for k, _ in between if sum(of == k for of, _ in between) > 1}
     if not varied or any(len(records) > 1 for records in found.values()):
         return []
-    points = {point: record for point, records in sorted(found.items()) for record in records.values()}
+    by_share = sorted(found.items(), key=lambda point: point[0][::-1])
+    points = {point: record for point, records in by_share for record in records.values()}
     return [
         Curve(
             k=k,
