@@ -76,6 +76,7 @@ def _draw_panel(panel: Axes, curves: Sequence[Curve], metric: str) -> None:
     panel.set_xscale("symlog", base=2, linthresh=LINEAR_TO, linscale=1.5)
     panel.set_xlim(-2, 130)
     panel.set_xticks(shares, [f"{share:.3g}" for share in shares])
+    panel.tick_params(axis="x", labelsize=7)
     panel.xaxis.set_minor_locator(NullLocator())
     panel.grid(axis="y", color="#DDDDDD", linewidth=0.6)
     panel.set_axisbelow(True)

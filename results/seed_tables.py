@@ -312,8 +312,8 @@ def expansion(ledger: Ledger, evidence: Evidence) -> Layout:
             takes = "`refrag-bench run expansion`; minutes of CPU on the accepted checkpoint"
             return ours(row, column, percents(record, "em") if record else None, takes)
         race = evidence.race(record) if record else None
+        takes = "a race (slurm/jobs/race.py) with that share in it; minutes of an idle CPU"
         if race is None:
-            takes = "a race (slurm/jobs/race.py) with that share beside; minutes of an idle CPU"
             return ours(row, column, None, takes)
         times = race.timings["ttft_s"]
         value = spread((times["p10"], times["median"], times["p90"]), 1e3, times["n"], race.path)
