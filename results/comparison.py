@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.files import write_atomically
-from results.cost import SCORES
+from results.cost import COUNTS, SCORES
 from results.formats import Grid, percent
 
+HEAD = ("Contrast", "Figure", "First, by seed", "Second, by seed", "Difference", "p", "Detectable", "Questions")
 NOTES = (
     "Difference: in points, with the 95 % interval of a paired bootstrap that resamples whole questions (the seeds of "
     "a question are not independent); p: two-sided, Holm's over this table.",
@@ -34,7 +35,8 @@ def write_comparison(document: Mapping[str, Any], out: Path) -> None:
 
 
 def to_grid(document: Mapping[str, Any]) -> Grid:
-    """One line per test."""
+    """One line per test; what its document has ``beside``, as means of the two sides."""
+    beside = document.get("beside", ())  # documents of before it have none
     lines = []
     for test in document["tests"]:
         a, b = ([percent(mean) for mean in document["means"][test[side]][test["figure"]]] for side in ("a", "b"))
@@ -48,11 +50,17 @@ def to_grid(document: Mapping[str, Any]) -> Grid:
                 f"{test['p_holm']:.2g}",
                 "-" if test["detectable"] is None else f"{100 * test['detectable']:.1f}",
                 str(test["n"]),
+                *(_sides(document["means"], test, figure) for figure in beside),
             ]
         )
     return Grid(
         title=f"{document['name']}: paired differences",
-        head=["Contrast", "Figure", "First, by seed", "Second, by seed", "Difference", "p", "Detectable", "Questions"],
+        head=[*HEAD, *(COUNTS[figure] for figure in beside)],
         lines=lines,
         notes=NOTES,
     )
+
+
+def _sides(means: Mapping[str, Any], test: Mapping[str, Any], figure: str) -> str:
+    """Mean counts of the first and of the second, by seed."""
+    return " against ".join(" / ".join(f"{mean:.1f}" for mean in means[test[side]][figure]) for side in ("a", "b"))

@@ -11,7 +11,18 @@ from harness.data.sources import DataRoot, load_questions
 from harness.data.world.links import TRAINED_DISTANCE
 from harness.errors import InputError
 from harness.files import write_atomically
-from results import figures, formats, memory, memory_figure, perplexity, perplexity_figure, popularity, tables
+from results import (
+    expansion,
+    expansion_figure,
+    figures,
+    formats,
+    memory,
+    memory_figure,
+    perplexity,
+    perplexity_figure,
+    popularity,
+    tables,
+)
 from results.cost import build_cost_table, to_csv, to_grid
 from results.records import Record, read_records
 
@@ -52,13 +63,27 @@ def draw(
         stem = table.experiment if metric == "em" else f"{table.experiment}-{metric}"
         for kind, form in (("md", formats.to_markdown), ("csv", formats.to_csv), ("tex", formats.to_latex)):
             files[folder / f"{stem}.{kind}"] = form(table, folder).encode()
-        for kind, picture in figures.draw_figure(table).items():
+        for kind, picture in picture_of(table).items():
             files[out / "figures" / f"{stem}.{kind}"] = picture
+        if by_share := expansion.grids(table, folder):
+            texts = {
+                "md": "\n".join(grid.markdown() for grid in by_share),
+                "tex": "\n".join(grid.latex() for grid in by_share),
+                "csv": expansion.to_csv(table),
+            }
+            files |= {folder / f"{stem}-shares.{kind}": text.encode() for kind, text in texts.items()}
         if cost := build_cost_table(found, table.experiment):
             grid = to_grid(cost, folder)
             for kind, text in (("md", grid.markdown()), ("tex", grid.latex()), ("csv", to_csv(cost))):
                 files[folder / f"{cost.name}.{kind}"] = text.encode()
     return drawn, files
+
+
+def picture_of(table: tables.Table) -> dict[str, bytes]:
+    """The figure of an accuracy table: against the share of chunks expanded where it varies, else against passages."""
+    if curves := expansion.curves(table):
+        return expansion_figure.draw_figure(curves, table.metric)
+    return figures.draw_figure(table)
 
 
 def draw_perplexity(found: Sequence[Record], folders: Iterable[Path], out: Path, experiment: str) -> Files:

@@ -22,10 +22,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from harness.errors import InputError
-from results import claims, configurations, latency_figure, latency_report, replication
+from results import claims, configurations, expansion, latency_figure, latency_report, replication
 from results.cost import build_cost_table
+from results.draw import picture_of
 from results.evidence import read_evidence
-from results.figures import draw_figure
 from results.ledger import SOURCE_CLASSES, read_ledger
 from results.measured import read_measured
 from results.records import Record, read_records
@@ -146,11 +146,15 @@ def _experiments(own: Sequence[Record], accepted: Sequence[Record], panels: Pane
         records = own if name in mine else accepted
         table = build_table(records, experiment=name)
         costs = build_cost_table(records, name)
+        by_share = [
+            of_grid(f"{name}-shares-{place}", grid, panels)
+            for place, grid in enumerate(expansion.grids(table, panels.folder), start=1)
+        ]
         yield Section(
             name=f"experiment-{name}",
             title=f"Experiment {name}",
-            tables=[of_accuracy(table, panels), *([of_cost(costs, panels)] if costs else [])],
-            figures=[_figure(name, draw_figure(table)["svg"])],
+            tables=[of_accuracy(table, panels), *([of_cost(costs, panels)] if costs else []), *by_share],
+            figures=[_figure(name, picture_of(table)["svg"])],
         )
 
 

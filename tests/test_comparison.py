@@ -305,3 +305,17 @@ def test_two_seeds_against_three_are_refused(tmp_path: Path, ways: dict[str, lis
     """Seed 2 would stand against seed 0."""
     with pytest.raises(InputError, match="seed"):
         compared(tmp_path, {"ours": ways["ours"], "theirs": ways["theirs"][:2]}).run()
+
+
+def test_what_stands_beside_is_shown_by_seed_and_not_tested(tmp_path: Path, ways: dict[str, list[FakeCell]]) -> None:
+    ways = {"ours": ways["ours"], "theirs": ways["theirs"]}
+    plain, document = compared(tmp_path, ways).run(), compared(tmp_path, ways, beside=("decoder_positions",)).run()
+    assert document["tests"] == plain["tests"]
+    assert document["means"]["ours"] == plain["means"]["ours"] | {"decoder_positions": [9, 9, 9]}
+    grid, without = to_grid(document), to_grid(plain)
+    assert list(grid.head) == [*without.head, "Decoder positions"]
+    assert [list(line) for line in grid.lines] == [
+        [*line, "9.0 / 9.0 / 9.0 against 9.0 / 9.0 / 9.0"] for line in without.lines
+    ]
+    del plain["beside"]  # a document of before there was any
+    assert to_grid(plain) == without

@@ -10,11 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from harness.cli.catalog import EXPERIMENTS, SYSTEMS
 from harness.cli.main import main
 from harness.config import digest, load
+from harness.data.sources import DataRoot
+from harness.data.world.mirror import WorldConfig, write_world
 from harness.errors import InputError
+from harness.model.chunking import context_positions, expanded_count, split
+from harness.prompts import template
 from slurm.jobs.align import AlignJob
 from slurm.jobs.compare import CompareJob
 from slurm.jobs.configurations import ConfigurationsJob
@@ -24,11 +29,13 @@ from slurm.jobs.race import RaceJob
 from slurm.jobs.tables import ReplicationJob, ReportJob, TablesJob
 from slurm.jobs.train import TrainJob
 from slurm.local import Phase
+from slurm.sweeps.expansion import NAME, SELECTORS, TOKENS, expansion, shares
 from slurm.sweeps.objective import STAGES as OBJECTIVE_STAGES
 from slurm.sweeps.objective import objective
 from slurm.sweeps.passkey import passkey
 from slurm.sweeps.selection import SEEDS, K, selection
 from slurm.sweeps.tiny import CHOICES, RATES, rag_training, refrag_training, tiny, train_phase
+from suites.same_relation import build as build_same_relation
 
 ORDER = ("reconstruction", "cpt", "mixed", "finetune", "policy_start", "policy")
 Plan = Callable[..., dict[str, Phase]]
@@ -72,7 +79,7 @@ def job(stage: str = "policy", runs: Path = Path("runs"), system: str = "refrag_
 
 
 ASKED = ("evaluate", "select", "compare systems")
-BUDGETED = ("tiny", "selection", "real")
+BUDGETED = ("tiny", "selection", "expansion", "real")
 
 
 def cells(phase: Phase) -> list[EvaluateJob]:
@@ -259,6 +266,8 @@ def test_budget_and_from_scratch_reach_every_training(
         ("tiny", True, "-short"),
         ("selection", False, "-half"),
         ("selection", True, "-half"),
+        ("expansion", False, ""),
+        ("expansion", True, "-short"),
         ("real", False, ""),
     ],
 )
@@ -268,6 +277,98 @@ def test_the_budget_where_none_is_given(plan: Plan, name: str, from_scratch: boo
         suffix
     }
     assert all(each.scale.endswith(suffix) for each in trained if each.system != "decoder")
+
+
+# Expansion
+
+
+def test_expansion_asks_every_selector_at_every_share_and_the_ends_once(plan: Plan) -> None:
+    phases = plan(expansion)
+    assert list(phases) == ["data", "train", "evaluate", "compare", "tables"]
+    asked = cells(phases["evaluate"])
+    assert {(c.system, c.suite, c.passages, c.experiment) for c in asked} == {("refrag_v2", "same_relation", 8, NAME)}
+    ends = [(0.0, "none"), (1.0, "all")]
+    some = {8: (0.05, 0.1, 0.2, 0.5), 16: (0.05, 0.1, 0.2, 0.5), 32: (0.1, 0.2, 0.5)}
+    trained = {each.scale: str(each.checkpoint) for each in phases["train"].jobs if each.stage == "policy"}
+    for k, between in some.items():
+        own = [c for c in asked if c.options["k"] == k]
+        assert {c.checkpoint for c in own} == {trained[f"tiny-k{k}"]}
+        assert Counter(expanded(c) for c in own) == Counter(ends + [(p, s) for p in between for s in SELECTORS])
+    assert len(asked) == 6 + 11 * len(SELECTORS)
+
+
+def test_expansion_has_every_selector_of_the_system_and_valid_choices_alone(plan: Plan) -> None:
+    from refrag_v2.selectors import SELECTORS as ALL
+    from refrag_v2.system import RefragV2Config
+
+    assert {"none", "all", *SELECTORS} == ALL.keys()
+    for cell in cells(plan(expansion)["evaluate"]):
+        assert RefragV2Config(**cell.options).expand == cell.options["expand"]
+
+
+def test_expansion_counts_its_chunks_as_the_passages_have_them(plan: Plan, tmp_path: Path) -> None:
+    """Names say what the system expands: the world's own passages, in tokens of the decoder."""
+    tokenizer = AutoTokenizer.from_pretrained(DECODER)
+    root = DataRoot.open(write_world(WorldConfig(questions=20, people=60, documents=1), tmp_path / "world-0"))
+    suite = build_same_relation("same_relation", root, passages=8, frozen=None, limit=None)
+    counts = set()
+    for example in suite.examples():
+        texts = [text for _, text in template("tagged").passage_blocks(tokenizer, example.passages)]
+        counts.add(tuple(sum(len(split(text, k)) for text in texts) for k in RATES))
+        assert sum(map(len, texts)) == TOKENS
+    assert counts == {(32, 16, 8)}
+    for k, chunks in zip(RATES, (32, 16, 8), strict=True):
+        assert TOKENS / k == chunks
+        assert 0 not in [expanded_count(p, chunks) for p in shares(k)]
+    names = [way.name for job in plan(expansion)["compare"].jobs for pair in job.contrasts for way in pair]
+    assert {"k=8, policy, 2 of 32", "k=16, random, 3 of 16", "k=32, oracle, 4 of 8"} <= set(names)
+
+
+def test_expansion_compares_rates_at_the_decoder_positions_that_come_nearest(plan: Plan) -> None:
+    """p = 1 / (2k - 1) of the chunks of 2k tokens expanded read as many positions as the chunks of k (Table 13)."""
+    positions, _ = plan(expansion)["compare"].jobs
+    assert isinstance(positions, CompareJob)
+    assert positions.name == "expansion-positions" and "decoder_positions" in positions.beside
+
+    def read(cell: EvaluateJob) -> int:
+        """Positions of the context."""
+        k, share = cell.options["k"], cell.options["expand"]
+        return context_positions(0, [k] * (TOKENS // k), share)
+
+    found = [
+        [(c.options["k"], *expanded(c), read(c)) for way in pair for c in way.cells] for pair in positions.contrasts
+    ]
+    assert found == [
+        [(16, 0.05, "policy", 31), (8, 0.0, "none", 32)],
+        [(32, 0.0, "none", 8), (16, 0.0, "none", 16)],
+        [(32, 0.1, "policy", 39), (16, 0.0, "none", 16)],
+        [(32, 0.1, "policy", 39), (8, 0.0, "none", 32)],
+    ]
+    for k, more, ours in ((16, 8, 0.05), (32, 8, 0.1)):
+        chunks = TOKENS // k
+        exact = (TOKENS / more - chunks) / (chunks * (k - 1))
+        assert chunks + exact * chunks * (k - 1) == pytest.approx(TOKENS / more)
+        assert expanded_count(exact, chunks) == expanded_count(ours, chunks) == 1
+    assert (TOKENS / 16 - 8) / 31 < 1, "k = 32 has no whole chunk to expand at the positions of k = 16"
+
+
+def test_expansion_compares_selectors_at_one_k_and_one_share(plan: Plan) -> None:
+    phases = plan(expansion)
+    _, pairs = phases["compare"].jobs
+    asked = cells(phases["evaluate"])
+    contrasts = [(a.cells[0], b.cells[0]) for a, b in pairs.contrasts]
+    assert all(cell in asked for pair in contrasts for cell in pair)
+    assert all(a.options["k"] == b.options["k"] for a, b in contrasts)
+    by_selector = Counter((a.options["select"], b.options["select"]) for a, b in contrasts)
+    assert by_selector == {
+        ("all", "none"): 3, ("policy", "random"): 11, ("policy", "perplexity-desc"): 11, ("oracle", "random"): 11
+    }  # fmt: skip
+    assert all(a.options["expand"] == b.options["expand"] for a, b in contrasts if a.options["select"] != "all")
+
+
+def test_expansion_has_no_checkpoint_of_ones_own(plan: Plan) -> None:
+    with pytest.raises(InputError, match="leave --checkpoint out"):
+        plan(expansion, checkpoint="somewhere")
 
 
 # Pass keys
@@ -311,7 +412,8 @@ def links(phase: Phase) -> list[tuple[TrainJob, TrainJob | None]]:
 
 
 @pytest.mark.parametrize(
-    ("experiment", "budget"), [(e, b) for e in (tiny, selection) for b in ("long", "short")] + [(passkey, None)]
+    ("experiment", "budget"),
+    [(e, b) for e in (tiny, selection, expansion) for b in ("long", "short")] + [(passkey, None)],
 )
 def test_each_training_stands_once_and_after_what_it_starts_from(
     plan: Plan, experiment: Any, budget: str | None

@@ -80,6 +80,7 @@ EXPERIMENTS: Mapping[str, str] = {
     "smoke": "slurm.sweeps.smoke:smoke",
     "tiny": "slurm.sweeps.tiny:tiny",
     "selection": "slurm.sweeps.selection:selection",
+    "expansion": "slurm.sweeps.expansion:expansion",
     "objective": "slurm.sweeps.objective:objective",
     "order": "slurm.sweeps.order:order",
     "curriculum": "slurm.sweeps.curriculum:curriculum",

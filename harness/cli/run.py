@@ -18,6 +18,9 @@ experiments:
          Starts from the accepted checkpoints; --from-scratch trains everything (offline; minutes on 2 cores)
   selection
          does GRPO teach the policy anything: three seeds against their own start and against chance, paired tests
+  expansion
+         exact match by the share of chunks that is expanded, 0 to 100 %, by every selector at k = 8, 16 and 32 (the
+         paper's Figure 3), and k = 16 with the policy beside k = 8 at equal decoder positions (its Table 13), in small
   objective
          REFRAG v1's recipe and v2's, each at k = 8 and 64, three seeds, paired tests
   order, curriculum, k_ablation, pooling

@@ -34,13 +34,15 @@ class CompareJob:
     """The first of each of ``contrasts`` against the second, by every one of ``figures``. Names tell ways apart.
 
     A way of one run stands against each seed of the other. Whole questions are resampled, since the seeds of a question
-    are not independent evidence; p-values are Holm's over the table. Leaves ``comparison.json`` below ``runs``, and the
-    table and the same file below ``out``. Raises ``InputError`` where the runs do not answer the same questions.
+    are not independent evidence; p-values are Holm's over the table. The means of ``beside`` are shown and not tested.
+    Leaves ``comparison.json`` below ``runs``, and the table and the same file below ``out``. Raises ``InputError``
+    where the runs do not answer the same questions.
     """
 
     name: str
     contrasts: Sequence[tuple[Way, Way]]
     figures: Sequence[str]
+    beside: Sequence[str] = ()
     runs: Path
     out: Path
 
@@ -62,9 +64,10 @@ class CompareJob:
             test["p_holm"] = p_value
         document = {
             "name": self.name,
+            "beside": list(self.beside),
             "runs": {way.name: [cell.open().spec.run_id for cell in way.cells] for way in ways},
             "means": {
-                name: {figure: [_mean(rows, figure) for rows in seeds] for figure in self.figures}
+                name: {figure: [_mean(rows, figure) for rows in seeds] for figure in (*self.figures, *self.beside)}
                 for name, seeds in journals.items()
             },
             "tests": tests,

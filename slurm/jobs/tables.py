@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from results import latency_report, replication, report
+from results import expansion, latency_report, replication, report
 from results.draw import draw, draw_perplexity, memory_grids, write
 from results.formats import to_markdown
 from results.latency import read
@@ -36,7 +36,9 @@ class TablesJob:
     def said(self, result: list[Table]) -> str:
         folder = self.out / "tables"
         grids = memory_grids(read_records([self.runs]), self.experiment, folder)
-        texts = [*(to_markdown(table, folder) for table in result), *(grid.markdown() for grid in grids.values())]
+        by_share = [grid for table in result for grid in expansion.grids(table, folder)]
+        texts = [*(to_markdown(table, folder) for table in result)]
+        texts += [grid.markdown() for grid in (*grids.values(), *by_share)]
         return "\n\n" + "\n".join(texts)
 
 
