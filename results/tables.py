@@ -210,8 +210,8 @@ def _cell(row: Row, column: Column, record: Record | None, metric: str) -> Cell:
 
 
 def row_order(row: Row) -> tuple[Any, ...]:
-    # Digits as numbers, so that k=8 stands before k=16.
-    variant = [(int(digits or 0), rest) for digits, rest in re.findall(r"(\d*)(\D*)", row.variant)]
+    # Numbers by size, so that k=8 stands before k=16, and 0.05 before 0.5.
+    variant = [(float(number or 0), rest) for number, rest in re.findall(r"(\d+(?:\.\d+)?|)(\D*)", row.variant)]
     return (*_known_first(row.system, SYSTEMS), variant, row.passages)
 
 

@@ -25,7 +25,7 @@ from results import paper_figures, replication
 from results.figures import draw_figure
 from results.formats import long_form, to_csv, to_latex, to_markdown
 from results.records import read_record, read_records
-from results.tables import Table, build_table
+from results.tables import Row, Table, build_table, row_order
 
 METRICS = {
     "em": {"mean": 0.95, "low": 0.9274, "high": 0.9659, "n": 500, "method": "wilson"},
@@ -746,3 +746,9 @@ def test_status_without_runs_says_how_to_start_one(tmp_path: Path, made: bool) -
         folder.mkdir()
     with pytest.raises(InputError, match=r"runs.*refrag-bench run tiny"):
         status_command.run_states(folder)
+
+
+def test_shares_stand_by_size_whatever_order_they_come_in() -> None:
+    variants = ["expand=0.05, k=8", "expand=0.1, k=8", "expand=0.5, k=8", "expand=0.5, k=16", "expand=1.0, k=8"]
+    rows = [Row(system="refrag_v2", variant=variant, passages=8) for variant in variants]
+    assert sorted(reversed(rows), key=row_order) == rows
