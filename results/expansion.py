@@ -40,8 +40,8 @@ def curves(table: Table) -> list[Curve]:
     """Every selector of every k. Empty unless a k has two shares between nothing and everything, one run for each."""
     found: dict[tuple[int, str, float], dict[str, Record]] = {}
     for record in (cell.record for cell in table.cells if cell.score):
-        if record is not None and record.system == SYSTEM:
-            config = record.spec["system"]["config"]
+        config = record.spec["system"]["config"] if record else {}
+        if record is not None and record.system == SYSTEM and {"k", "select", "expand"} <= config.keys():
             found.setdefault((config["k"], config["select"], config["expand"]), {})[record.run_id] = record
     between = {(k, share) for k, _, share in found if 0 < share < 1}
     varied = {k for k, _ in between if sum(of == k for of, _ in between) > 1}

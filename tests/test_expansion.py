@@ -171,3 +171,9 @@ def test_the_csv_has_every_point_once(records: Path, tmp_path: Path) -> None:
         *(f"shares.{kind}" for kind in ("md", "csv", "tex", "png", "svg")),
         *(f"shares-shares.{kind}" for kind in ("md", "csv", "tex")),
     }
+
+
+def test_a_record_that_does_not_say_what_was_expanded_is_in_no_curve(records: Path) -> None:
+    before = expansion.curves(table_of(records))
+    write(records, "old", 8, 0.0, "none", 0.3, **{"spec.system.config": {"k": 8}})
+    assert expansion.curves(table_of(records)) == before
