@@ -37,7 +37,7 @@ FOLDER = "sweeps"
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """``asked`` are the arguments of the experiment; ``settings`` how it is run: throttle, minutes per job."""
+    """``asked`` are the arguments of the experiment; ``parallel`` jobs run at most at once, ``minutes`` each."""
 
     id: str
     experiment: str
