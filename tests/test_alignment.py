@@ -195,7 +195,8 @@ LOOSE = ("--max-perplexity", "1e9", "--min-accuracy", "0")
 def test_a_missed_gate_is_exit_code_1_and_a_line_each(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(align(checkpoint)) == 1
     out, err = capsys.readouterr()
-    assert [line.split(":")[0] for line in err.splitlines()] == ["gate missed at 1 chunk", "gate missed at 2 chunks"]
+    gates = [line for line in err.splitlines() if "/" not in line]  # not how far it is, said every ten seconds
+    assert [line.split(":")[0] for line in gates] == ["gate missed at 1 chunk", "gate missed at 2 chunks"]
     assert all(word in out for word in ("all tokens", "names", "values", "read", "floor"))
     assert "gate passed" not in out
     assert max(map(len, out.splitlines()[1:])) <= 80
