@@ -3,7 +3,7 @@
     refrag-bench sweep submit fsdp --cluster NAME
 
 Fills     runs/comparisons/fsdp/curves.json
-Cost      offline, CPU: 30 steps of a 1.1 M parameter REFRAG, twice, then nothing
+Cost      offline, CPU: 30 steps of the tiny REFRAG, twice
 Expect    losses that differ by less than 1e-4 at every logged step: the order of sums, and no more
 
 Everything is trained, by AdamW, in float32, on batches of 24 to 8 rows of which chunks stand as tokens at random: so

@@ -6,7 +6,7 @@
     refrag-bench sweep submit smoke --cluster h100 --scale slow        each counts for half a minute: to interrupt
 
 Fills     no table: it is there to try out queueing, logs, cancelling and resuming at a new site
-Cost      20 jobs of a second each (``--limit N`` changes their number)
+Cost      20 jobs that do next to nothing but start (``--limit N`` changes their number)
 """
 
 from __future__ import annotations
