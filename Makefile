@@ -15,6 +15,8 @@ GPU_OUT   ?= runs/latency-gpu
 STAMP  := $(VENV)/.stamp-$(subst $(comma),-,$(EXTRAS))
 
 export HF_HUB_OFFLINE ?= 1
+# Of matrices as small as the tests' a second thread makes a slower test.
+test slow cluster-test: export OMP_NUM_THREADS ?= 1
 
 .PHONY: run test check slow cluster-test bench gpu help clean
 

@@ -146,4 +146,5 @@ def drive(folder: str, parallel: int = 2) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as the command does
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal: what a shell put behind ignores Ctrl-C
     drive(sys.argv[1])
