@@ -25,6 +25,7 @@ SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 ONE_SET = "text"  # what the set of a text without sets is called
 ROWS_AT_ONCE = 64
+READ_AT_ONCE = 1 << 16  # bytes; where a compressed file is cut, so much before the cut is lost at most
 SHOWN = 80  # characters of column names in a message
 
 Row = Mapping[str, Any] | str  # a row, or the kind of fault in its place
@@ -92,7 +93,7 @@ def _rows(path: str) -> Iterator[Row]:
 
 def _json_lines(raw: IO[bytes], path: str) -> Iterator[Row]:
     compression = next((name for suffix, name in COMPRESSIONS.items() if path.endswith(suffix)), None)
-    for line in io.BufferedReader(pa.input_stream(raw, compression=compression), 1 << 20):
+    for line in io.BufferedReader(pa.input_stream(raw, compression=compression), READ_AT_ONCE):
         try:
             row: Any = json.loads(line.decode("utf-8"))
         except (ValueError, RecursionError) as error:
