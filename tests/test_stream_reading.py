@@ -33,7 +33,7 @@ def said(rows: list[dict[str, Any]]) -> list[str]:
 def test_every_format_gives_the_documents_in_order(tmp_path: Path, suffix: str) -> None:
     found, tally = read(write(tmp_path / f"train{suffix}", rows(range(150))))
     assert found == said(rows(range(150)))
-    assert (tally.shards, tally.rows, tally.documents, tally.other_sets) == (1, 150, 150, 0)
+    assert (tally.shards, tally.rows, tally.documents, tally.other_sets) == (1, 150, 150, {})
     assert not tally.dropped
 
 
@@ -41,7 +41,7 @@ def test_every_format_gives_the_documents_in_order(tmp_path: Path, suffix: str) 
 def test_other_sets_are_left_out(tmp_path: Path, suffix: str) -> None:
     found, tally = read(write(tmp_path / f"train{suffix}", rows(range(30))), sets=("book",))
     assert found == said(rows(range(1, 30, 3)))
-    assert (tally.rows, tally.documents, tally.other_sets) == (30, 10, 20)
+    assert (tally.rows, tally.documents, tally.other_sets) == (30, 10, {"arxiv": 10, "c4": 10})
     assert not tally.dropped
 
 
@@ -166,12 +166,13 @@ def test_bad_shares_are_judged_by_files_and_by_rows() -> None:
 
 
 def test_tallies_add_up_and_come_back_from_json() -> None:
-    one, two = Tally(shards=1, rows=5, documents=3), Tally(shards=2, rows=7, documents=6, other_sets=1)
+    one, two = Tally(shards=1, rows=5, documents=3), Tally(shards=2, rows=7, documents=6)
+    two.leave("c4")
     one.drop("empty", "first")
     two.drop("empty", "second")
     two.drop("not_json", "third")
     one.add(Tally.of_json(two.to_json()))
-    assert (one.shards, one.rows, one.documents, one.other_sets) == (3, 12, 9, 1)
+    assert (one.shards, one.rows, one.documents, one.other_sets) == (3, 12, 9, {"c4": 1})
     assert one.dropped == {"empty": 2, "not_json": 1}
     assert one.first == {"empty": "first", "not_json": "third"}
     assert Tally.of_json(one.to_json()) == one

@@ -131,6 +131,7 @@ def to_text(manifest: Mapping[str, Any]) -> str:
         rows.append((name, *(f"{n:,}" for n in (counts["documents"], counts["tokens"], counts["windows"], *used))))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     table = ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    others = ", ".join(f"{name} {count:,}" for name, count in read["other_sets"].items())
     mixture = " ".join(f"{name} {share:.0%}" for name, share in (manifest["mixture"] or {}).items())
     dropped = [
         f"  {count:>10,}  {KINDS[kind]}; the first: {read['first'][kind]}" for kind, count in read["dropped"].items()
@@ -145,7 +146,7 @@ def to_text(manifest: Mapping[str, Any]) -> str:
             f"{tokenizer['vocabulary']:,} (tokenizer {tokenizer['digest']})",
             f"mixture by tokens: {mixture or 'none, an epoch is all windows'}",
             *table,
-            f"read {read['shards']:,} files, {read['rows']:,} rows, {read['other_sets']:,} of them of other sets",
+            f"read {read['shards']:,} files, {read['rows']:,} rows, of them of other sets {others or 'none'}",
             "dropped",
             *dropped,
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from harness.errors import InputError
@@ -20,7 +21,7 @@ def parse_mixture(asked: str | None, sets: Sequence[str]) -> dict[str, float] | 
         weights = [float(part) for part in asked.removesuffix(BY_TOKENS).split("/")]
     except ValueError:
         weights = []
-    if not asked.endswith(BY_TOKENS) or not weights or min(weights) <= 0 or sum(weights) == float("inf"):
+    if not asked.endswith(BY_TOKENS) or not weights or not all(0 < weight < math.inf for weight in weights):
         raise InputError(f"expected a mixture such as 50/50{BY_TOKENS}, got {asked!r}")
     if len(weights) != len(sets):
         raise InputError(f"mixture {asked}: expected a share for each of --sets, {len(sets)}, got {len(weights)}")

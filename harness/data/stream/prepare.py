@@ -251,10 +251,10 @@ def _manifest(
             sets.setdefault(name, Counter()).update(counts)
         shards += [{"set": name, **shard} for name, shard in report["shards"].items()]
     tally.check(config.most_bad, config.most_short)
+    if missing := [name for name in config.short_sets if name not in sets]:
+        raise unknown(f"set of {found.name}", missing[0], [*sets, *tally.other_sets])
     if not sets:
         raise InputError(f"{found.name}: no document of {plan['packing']['length']:,} tokens in {tally.rows:,} rows")
-    if missing := [name for name in config.short_sets if name not in sets]:
-        raise unknown(f"set of {found.name}", missing[0], sets)
     files = [file for report in reports for file in report["files"]]
     manifest = {
         "format": FORMAT,

@@ -50,6 +50,13 @@ class Document:
     text: str
 
 
+@dataclass(frozen=True)
+class OtherSet:
+    """In place of a document of a set that is not wanted."""
+
+    name: str
+
+
 def short_name(name: str) -> str:
     return name.removeprefix("RedPajama").lower()
 
@@ -69,8 +76,8 @@ def documents(path: str, label: str, columns: Columns, sets: Collection[str], ta
             if isinstance(found, Document):
                 tally.documents += 1
                 yield found
-            elif found is None:
-                tally.other_sets += 1
+            elif isinstance(found, OtherSet):
+                tally.leave(found.name)
             else:
                 tally.drop(found, f"{label}, row {number}{_shown(row)}")
     except (OSError, ValueError, EOFError, pa.ArrowException) as error:
@@ -123,14 +130,14 @@ def _parquet_row(batch: Any) -> Row:
     return found
 
 
-def _document(row: Mapping[str, Any], columns: Columns, sets: Collection[str]) -> Document | str | None:
-    """The document of a row, None where its set is not wanted, or what is wrong with it."""
+def _document(row: Mapping[str, Any], columns: Columns, sets: Collection[str]) -> Document | OtherSet | str:
+    """The document of a row, or why it is none."""
     name = ONE_SET if columns.set is None else _cell(row, columns.set)
     if not isinstance(name, str) or not name.strip():
         return "no_set"
     name = short_name(name)
     if sets and name not in sets:
-        return None
+        return OtherSet(name)
     text = _cell(row, columns.text)
     if not isinstance(text, str):
         return "no_text"

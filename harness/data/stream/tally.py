@@ -21,16 +21,18 @@ ROWS: Mapping[str, str] = {
     "empty": "documents of nothing but white space",
 }
 SHORT = "too_short"
+NAMED, REST = 64, "..."
 KINDS: Mapping[str, str] = {**SHARDS, **ROWS, SHORT: "documents with fewer tokens than a window"}
 
 
 @dataclass(kw_only=True)
 class Tally:
-    """Counts of files, rows and documents of the wanted sets, and of what was dropped, with the first of each kind."""
+    """Counts of files, rows, documents of the wanted sets, rows of the others, and of what was dropped, with the first of
+    each kind."""
 
     shards: int = 0
     rows: int = 0
-    other_sets: int = 0
+    other_sets: Counter[str] = field(default_factory=Counter)
     documents: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
@@ -41,11 +43,16 @@ class Tally:
         self.dropped[kind] += 1
         self.first.setdefault(kind, where)
 
+    def leave(self, name: str, count: int = 1) -> None:
+        """``count`` rows of a set that is not wanted; of a text with very many sets, not all by name."""
+        self.other_sets[name if name in self.other_sets or len(self.other_sets) < NAMED else REST] += count
+
     def add(self, other: Tally) -> None:
         """Take in what came after."""
         self.shards += other.shards
         self.rows += other.rows
-        self.other_sets += other.other_sets
+        for name, count in other.other_sets.items():
+            self.leave(name, count)
         self.documents += other.documents
         self.dropped.update(other.dropped)
         self.first = {**other.first, **self.first}
@@ -56,7 +63,7 @@ class Tally:
         return {
             "shards": self.shards,
             "rows": self.rows,
-            "other_sets": self.other_sets,
+            "other_sets": dict(sorted(self.other_sets.items())),
             "documents": self.documents,
             "dropped": {kind: self.dropped[kind] for kind in there},
             "first": {kind: self.first[kind] for kind in there},
@@ -64,7 +71,8 @@ class Tally:
 
     @classmethod
     def of_json(cls, found: Mapping[str, Any]) -> Tally:
-        return cls(**{**found, "dropped": Counter(found["dropped"]), "first": dict(found["first"])})
+        counters = {key: Counter(found[key]) for key in ("other_sets", "dropped")}
+        return cls(**{**found, **counters, "first": dict(found["first"])})
 
     def check(self, most_bad: float, most_short: float) -> None:
         """Raises ``InputError`` where the bad are more than ``most_bad`` of the files or of the rows, or the documents
