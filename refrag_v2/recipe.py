@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from harness.data.stream.window_practice import Stream, WindowExercise
 from harness.data.world.practice import Exercise, Practice
 from harness.train.chunk_model import lay_out_for, read_chunks
-from harness.train.chunk_rows import condense, expand_at_random
+from harness.train.chunk_rows import condense, expand_at_random, expand_each
 from harness.train.losses import answer_loss
 from harness.train.rows import Batch
 from harness.train.stage import Stage
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Sequence
 
-    from harness.train.loop import Loss
+    from harness.train.loop import Batches, Loss
     from harness.train.rows import Row
     from refrag_v2.model import Refrag
 
@@ -39,7 +40,7 @@ class RefragRecipe:
     after: Start
     requires: tuple[str, ...]
     model: RefragConfig
-    data: Exercise
+    data: Exercise | WindowExercise
     expand: tuple[float, ...] = (0.0,)
     language_weight: float = 0.0
     init: None = None
@@ -49,7 +50,14 @@ class RefragRecipe:
     def open(self, start: Path | None) -> tuple[Refrag, Any]:
         return open_model(self.model, start, seed=self.stage.seed)
 
-    def batches(self, model: Refrag, tokenizer: Any) -> Practice:
+    def batches(self, model: Refrag, tokenizer: Any) -> Batches:
+        def collate_each(rows: Sequence[Row], rngs: Sequence[random.Random]) -> Batch:
+            batch = lay_out_for(model, rows, tokenizer)
+            return condense(batch, expand_each(batch["n_chunks"], self.expand, rngs))
+
+        if isinstance(self.data, WindowExercise):
+            return Stream(self.data, tokenizer, collate_each, seed=self.stage.seed)
+
         def collate(rows: Sequence[Row], rng: random.Random) -> Batch:
             batch = lay_out_for(model, rows, tokenizer)
             return condense(batch, expand_at_random(batch["n_chunks"], self.expand, rng))

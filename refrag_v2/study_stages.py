@@ -1,4 +1,5 @@
-"""The first two stages at scales that ask something of them: v1 against v2, the ablations, real text; one for FSDP.
+"""The first two stages at scales that ask something of them: v1 against v2, the ablations, real text; one for FSDP,
+one for streamed data.
 
 What is asked stands with the experiments (slurm/sweeps); here are the numbers.
 """
@@ -10,6 +11,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
+from harness.data.stream.window_practice import WindowParagraph, WindowRepeating
 from harness.data.text_practice import NextParagraph, Repeating
 from harness.data.world.practice import Copying, Growing, Pairs, Quizzing, Reading
 from harness.train.stage import AdamW, Stage
@@ -136,6 +138,43 @@ def in_parts() -> dict[str, Recipes]:
     return {"fsdp": {"finetune": recipe}}
 
 
+def stream() -> dict[str, Recipes]:
+    """The paper's two tasks on prepared windows (harness/data/stream), by its optimizer, in 6 and 8 steps.
+
+    They show that training at any size begins, stops and goes on; in so few steps nothing is learned. Windows of at
+    least 64 + 32 tokens, of the tiny decoder's tokens or, with a start, of that one's.
+    """
+    scale, k, first, second = "stream-smoke", 8, 6, 8
+    recipe = partial(RefragRecipe, model=RefragConfig(k=k), template="bare", stored_as="float32")
+
+    def stage(name: str, steps: int, lr: float, trained: tuple[str, ...] = ("",)) -> Stage:
+        return Stage(
+            name=name,
+            steps=steps,
+            optimizer=AdamW(lr=lr),
+            schedule=SCHEDULE,
+            trained=trained,
+            accumulation=2,
+            checkpoint_every=2,
+        )
+
+    stages = {
+        "reconstruction": recipe(
+            after=("decoder", "pretrain", "tiny"),
+            requires=(),
+            stage=stage("reconstruction", first, 2e-4, ENCODING),
+            data=WindowRepeating(growing=Growing(k=k, steps=2 * first, max_chunks=8, tokens=256)),
+        ),
+        "cpt": recipe(
+            after=("refrag_v2", "reconstruction", scale),
+            requires=("refrag_v2/reconstruction",),
+            stage=stage("cpt", second, 5e-5),
+            data=WindowParagraph(context=64, output=32, rows=4),
+        ),
+    }
+    return {scale: stages}
+
+
 _ALL = [
     *(objective(k) for k in (8, 64)),
     *(ablation(k) for k in (2, 4, 8, 16, 32, 64)),
@@ -146,5 +185,6 @@ _ALL = [
     *(text(k, "-quarter", 75, 200) for k in (8, 16, 32)),
     *(text(k, "-short", 2, 2) for k in (8, 16, 32)),
     in_parts(),
+    stream(),
 ]
 STUDIES: Mapping[str, Recipes] = {scale: recipes for each in _ALL for scale, recipes in each.items()}

@@ -21,6 +21,7 @@ VERBS = (
     "run",
     "index",
     "retrieve",
+    "data",
     "train",
     "align",
     "generate",

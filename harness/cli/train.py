@@ -30,6 +30,7 @@ scales:
   objective-k8, objective-k64                 refrag_v1 and refrag_v2 for `run objective`
   text-tiny                                   decoder, standard_rag, cepe, on a text (--text)
   text-tiny-k8, text-tiny-k16, text-tiny-k32  refrag_v2, on a text
+  stream-smoke                                refrag_v2's first two stages, on prepared windows (--text)
   ...-short                                   the same in fewer steps"""
 
 EPILOG = """\
@@ -41,6 +42,7 @@ examples:
   refrag-bench train refrag_v2 reconstruction --scale tiny-k16
   refrag-bench train refrag_v2 cpt --scale tiny-k16
   refrag-bench train refrag_v2 cpt --scale tiny-k16 --skip refrag_v2/reconstruction --start DECODER    an ablation
+  refrag-bench train refrag_v2 reconstruction --scale stream-smoke --text DIR    DIR: of `refrag-bench data prepare`
 
 Every stage starts from the checkpoint of the one before it, and says so where that is missing. A stage whose trained
 checkpoint comes with the project is not trained again, unless --from-scratch says so. The names train_reconstruction,
@@ -68,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="activation checkpointing: less memory, about a third more work, the same numbers",
     )
-    parser.add_argument("--text", type=Path, metavar="DIR", help="the prepared text of the text-* scales")
+    parser.add_argument("--text", type=Path, metavar="DIR", help="the prepared text of the text-* and stream-* scales")
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs lie (runs)")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
 

@@ -87,9 +87,14 @@ def condense(batch: Batch, expanded_BL: Tensor) -> Batch:
 
 def expand_at_random(n_chunks: Tensor, shares: Sequence[float], rng: random.Random) -> Tensor:
     """(B, L): each row draws its p from ``shares`` and expands round(p L) of its L chunks (the paper's mixed input)."""
+    return expand_each(n_chunks, shares, [rng] * len(n_chunks))
+
+
+def expand_each(n_chunks: Tensor, shares: Sequence[float], rngs: Sequence[random.Random]) -> Tensor:
+    """The same, every row by a generator of its own: what it draws does not depend on the rows beside it."""
     counts: list[int] = n_chunks.tolist()
     expanded = torch.zeros((len(counts), max(1, *counts)), dtype=torch.bool)
-    for row, count in enumerate(counts):
+    for row, (count, rng) in enumerate(zip(counts, rngs, strict=True)):
         picked = rng.sample(range(count), expanded_count(rng.choice(list(shares)), count))
         expanded[row, picked] = True
     return expanded

@@ -114,6 +114,15 @@ def average(value: Tensor) -> Tensor:
     return value
 
 
+def total(count: int) -> int:
+    """The sum of ``count`` over all processes."""
+    if world() == 1:
+        return count
+    counted = torch.tensor(count)
+    dist.all_reduce(counted)
+    return int(counted)
+
+
 def anywhere(flag: bool) -> bool:
     """Is ``flag`` set in any process? All have to ask, and all get the same answer; none goes on before."""
     if world() == 1:

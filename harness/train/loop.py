@@ -27,7 +27,7 @@ from harness.train.distributed import anywhere, average, rank, world
 from harness.train.optim import build_optimizers, freeze
 from harness.train.rows import Batch
 from harness.train.sharding import clip, place
-from harness.train.shares import share
+from harness.train.shares import draw
 from harness.train.stage import Stage
 
 if TYPE_CHECKING:
@@ -113,14 +113,13 @@ def train(
 
             total = torch.zeros((), device=device)
             for _ in range(stage.accumulation):
-                whole = next(batches)
-                own, counts = share(whole, rank(), world())
+                own, counts, drawn = draw(batches, rank(), world())
                 batch = {name: tensor.to(device) for name, tensor in own.items()}
                 with autocast:
                     micro = objective(batch, counts) / stage.accumulation
                 micro.backward()
                 total += micro.detach()
-                tokens += int(whole["attention_mask"].sum())
+                tokens += drawn
             value = float(average(total))
             if not torch.isfinite(total):
                 raise NonFiniteLoss(f"stage {stage.name}: loss is {value} at step {step + 1} of {stage.steps}")

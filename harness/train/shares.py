@@ -1,13 +1,42 @@
 """Which rows of a batch are one process's? Contiguous, and as equally many as can be.
 
 A batch is drawn and laid out whole, in every process, and then cut: what is random in a layout (which chunks are
-expanded) must not depend on how many processes there are.
+expanded) must not depend on how many processes there are. A source that keeps to this by itself (``ByRank``) is asked
+for a process's rows alone: at the paper's batches, the others' are most of the work.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
 from harness.errors import InputError
+from harness.train.distributed import total
 from harness.train.rows import Batch
+
+if TYPE_CHECKING:
+    from harness.train.loop import Batches
+
+
+@runtime_checkable
+class ByRank(Protocol):
+    """A source of batches that draws the rows of one process and steps over those of the others."""
+
+    def own(self, rank: int, world: int) -> tuple[Batch, bool]:
+        """As ``share`` of the next batch."""
+
+
+def draw(batches: Batches, rank: int, world: int) -> tuple[Batch, bool, int]:
+    """The next batch's rows of process ``rank``, whether there are any, and the tokens of the whole batch."""
+    if isinstance(batches, ByRank):
+        own, counts = batches.own(rank, world)
+        return own, counts, total(int(own["attention_mask"].sum()) if counts else 0)
+    whole = next(batches)
+    return *share(whole, rank, world), int(whole["attention_mask"].sum())
+
+
+def bounds(n: int, rank: int, world: int) -> tuple[int, int]:
+    """The first of ``n`` rows that is process ``rank``'s, and the one after its last."""
+    return rank * n // world, (rank + 1) * n // world
 
 
 def share(batch: Batch, rank: int, world: int) -> tuple[Batch, bool]:
@@ -18,8 +47,7 @@ def share(batch: Batch, rank: int, world: int) -> tuple[Batch, bool]:
     """
     if world == 1:
         return batch, True
-    n = batch["attention_mask"].shape[0]
-    start, stop = rank * n // world, (rank + 1) * n // world
+    start, stop = bounds(batch["attention_mask"].shape[0], rank, world)
     return (take_rows(batch, start, stop), True) if stop > start else (take_rows(batch, 0, 1), False)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from harness import provenance
 from harness.cli.catalog import RECIPES, find
 from harness.config import digest
+from harness.data.stream.windows import name_of
 from harness.data.text_practice import TextExercise
 from harness.errors import InputError, unknown
 from harness.train.export import read_training
@@ -65,7 +66,8 @@ class TrainJob:
     ``start`` replaces the stage before it: a checkpoint, or the job that makes one. ``skip`` names required stages that
     an ablation leaves out. ``seed`` replaces that of the recipe (of this stage alone). An accepted checkpoint of the
     same recipe is taken as it is, unless ``from_scratch``. ``recompute`` saves memory and changes no number.
-    ``text`` is the prepared text of the scales that train on one (``harness.data.text``). ``nodes`` times
+    ``text`` is the prepared text of the scales that train on one (``harness.data.text``, ``harness.data.stream``), and
+    of those before them that do. ``nodes`` times
     ``tasks_per_node`` processes train it together (``harness.train.distributed``), on its batches as they are; which
     start them is the cluster's business.
     """
@@ -108,15 +110,21 @@ class TrainJob:
         if self.start is not None or after is None:
             return None
         system, stage, scale = after
-        return TrainJob(
+        before = TrainJob(
             system=system,
             stage=stage,
             scale=scale,
             runs=self.runs,
             device=self.device,
             from_scratch=self.from_scratch,
-            text=self.text,
         )
+        return replace(before, text=self.text) if before.on_text else before
+
+    @property
+    def on_text(self) -> bool:
+        """Does it train on a prepared text, and not on the synthetic world?"""
+        recipe: Any = self.recipe()
+        return isinstance(recipe.data, TextExercise)
 
     @property
     def chain(self) -> list[TrainJob]:
@@ -129,7 +137,7 @@ class TrainJob:
         """The digest of the recipe and of all before it: a changed recipe never meets an old checkpoint."""
         before = self.before
         given = "" if before else str(self.start or "")
-        text = [self.text.name] if self.text else []
+        text = [name_of(self.text)] if self.text else []
         return digest([self.recipe(), given, self.skip, before.identity if before else None, *text])
 
     @property
@@ -195,7 +203,7 @@ class TrainJob:
             "init": history.get("init", recipe.init),
             "skipped": [*history.get("skipped", []), *skipped],
             "scale": self.scale,
-            "data": self.text.name if self.text else "world",
+            "data": name_of(self.text) if self.text else "world",
             "recipe": self.recipe(),
             "steps": trained.steps,
             "tokens": trained.tokens,
@@ -216,13 +224,14 @@ class TrainJob:
 
     def _bound(self, recipe: Any) -> Recipe:
         """The recipe over its text, if it trains on one. Raises ``InputError`` where one is missing or not wanted."""
-        if not isinstance(recipe.data, TextExercise):
+        if not self.on_text:
             if self.text is not None:
                 raise InputError(f"{self.title} trains on the synthetic world; leave --text {self.text} out")
             return cast("Recipe", recipe)
         if self.text is None:
             raise InputError(
-                f"{self.title} trains on a prepared text: give it with --text (`refrag-bench run perplexity` makes one)"
+                f"{self.title} trains on a prepared text: give it with --text (`refrag-bench run perplexity` makes "
+                "one, `refrag-bench data prepare` those of the stream-* scales)"
             )
         return cast("Recipe", replace(recipe, data=recipe.data.over(self.text)))
 

@@ -11,6 +11,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="cpu or cuda")
     parser.addoption("--checkpoint", help="tiny decoder to measure (default: a random one of the same shape)")
+    parser.addoption("--gigabytes", default="0.1", help="shards that the loader is measured on (0.1)")
 
 
 @pytest.fixture(scope="session")
