@@ -16,7 +16,7 @@ from harness.config import plain
 from harness.errors import InputError
 from slurm import checkout, queue
 from slurm.arrays import Member, arrays, cost
-from slurm.cluster import LocalProfile, Profile, SlurmProfile
+from slurm.cluster import LocalProfile, Profile, SlurmProfile, gpus_here
 from slurm.cluster_checks import check_before_submission
 from slurm.launch import read_asked
 from slurm.local import Phase
@@ -123,7 +123,15 @@ def _planned(phases: Sequence[Phase], profile: SlurmProfile) -> list[str]:
     ]
 
 
-def create(asked: Asked, profile: Profile, *, dirty: bool, parallel: int | None, minutes: int | None) -> Sweep:
+def create(
+    asked: Asked,
+    profile: Profile,
+    *,
+    dirty: bool,
+    parallel: int | None,
+    minutes: int | None,
+    online: bool = False,
+) -> Sweep:
     """A sweep on disk, with its worktree; nothing is submitted yet.
 
     Raises ``InputError``, and leaves nothing behind, where the experiment, the cluster or the checkout is not right.
@@ -132,11 +140,14 @@ def create(asked: Asked, profile: Profile, *, dirty: bool, parallel: int | None,
     phases = asked.phases()
     if standing := obstacles(phases):
         raise InputError(f"experiment {asked.experiment!r} cannot run: {'; '.join(standing)}")
-    for member in members_of(phases):
+    members = members_of(phases)
+    for member in members:
         if isinstance(profile, SlurmProfile):
             sbatch_parameters(member.shape, profile, minutes=minutes)
         elif member.shape.nodes > 1:
             raise InputError(f"{member.title} asks for {member.shape.nodes} nodes; cluster {profile.name!r} has one")
+    if isinstance(profile, LocalProfile):
+        _check_gpus(profile, members, parallel)
     source = checkout.source(dirty=dirty)
     check_before_submission(profile, asked.runs)  # last, as it makes the folder
     sweeps, name = sweeps_beside(asked.runs), new_id(asked.experiment)
@@ -150,6 +161,7 @@ def create(asked: Asked, profile: Profile, *, dirty: bool, parallel: int | None,
         asked=plain(asked.arguments(sweeps / name / "results")),
         parallel=parallel,
         minutes=minutes,
+        online=online,
     )
     sweep = Sweep.create(sweeps, header)
     try:
@@ -158,6 +170,18 @@ def create(asked: Asked, profile: Profile, *, dirty: bool, parallel: int | None,
         shutil.rmtree(sweep.folder)
         raise
     return sweep
+
+
+def _check_gpus(profile: LocalProfile, members: Sequence[Member], parallel: int | None) -> None:
+    """Jobs of this machine share no GPU. Raises ``InputError`` for more at once than there are."""
+    each = max((member.shape.gpus for member in members), default=0)
+    if not each:
+        return
+    there, at_once = gpus_here(profile), parallel or 1
+    if each * at_once > there:
+        raise InputError(
+            f"{at_once} jobs at once (--parallel) ask for {each * at_once} GPUs; cluster {profile.name!r} has {there}"
+        )
 
 
 def _check_numbers(profile: Profile, parallel: int | None, minutes: int | None) -> None:
