@@ -550,7 +550,7 @@ def test_a_smoke_of_the_paper_has_its_phases_rates_and_order_in_two_processes(pl
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"device": "cpu"}, "trains 64 processes on a GPU each: --device cuda"),
+        ({"device": "cpu"}, "trains 64 processes with a GPU each: --device cuda"),
         ({"budget": "k7"}, "unknown scale of experiment 'paper' 'k7'.*k16, k32, k64, k8, smoke"),
         ({"budget": "smoke", "checkpoint": "x"}, "leave --data and --checkpoint out"),
     ],
