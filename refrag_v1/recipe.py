@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -79,6 +79,7 @@ class PolicyRecipe:
     data: Exercise
     policy: PolicyConfig = PolicyConfig()
     objective: ReinforceConfig = ReinforceConfig()
+    for_one: ClassVar[str] = "a policy's training"
     requires: tuple[str, ...] = ()
     init: None = None
     template: str = "tagged"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from harness.data.stream.window_practice import Stream, WindowExercise
 from harness.data.world.practice import Exercise, Practice
@@ -37,7 +37,7 @@ class RefragRecipe:
     """
 
     stage: Stage
-    after: Start
+    after: Start | None
     requires: tuple[str, ...]
     model: RefragConfig
     data: Exercise | WindowExercise
@@ -78,12 +78,13 @@ class PolicyRecipe:
     """A stage of the policy on a frozen model: GRPO, or the warm-up before it. Without one in the start it is fresh."""
 
     stage: Stage
-    after: Start
+    after: Start | None
     requires: tuple[str, ...]
     model: RefragConfig
     data: Exercise
     policy: PolicyConfig = PolicyConfig()
     objective: GrpoConfig | WarmUpConfig = GrpoConfig()
+    for_one: ClassVar[str] = "a policy's training"
     init: None = None
     template: str = "tagged"
     stored_as: str = "bfloat16"

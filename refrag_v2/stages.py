@@ -30,6 +30,7 @@ from harness.data.world.practice import Copying, Growing, Quizzing, Reading, Ske
 from harness.train.stage import AdamW, Stage
 from refrag_v2.grpo import GrpoConfig, WarmUpConfig
 from refrag_v2.model import RefragConfig
+from refrag_v2.paper_stages import PAPER
 from refrag_v2.recipe import ENCODING, PolicyRecipe, RefragRecipe
 from refrag_v2.stage_parts import CROWDED, LONGEST, SCHEDULE, cpt_rates, stage_of
 from refrag_v2.study_stages import STUDIES
@@ -160,7 +161,7 @@ STAGES = ("reconstruction", "cpt", "mixed", "finetune", "policy_start", "policy"
 _RECIPES: dict[str, Mapping[str, RefragRecipe | PolicyRecipe]] = {
     f"tiny-k{k}{budget.suffix}": tiny(k, budget) for k in (4, 8, 16, 32) for budget in (LONG, SHORT, HALF)
 }
-_RECIPES |= STUDIES
+_RECIPES |= {**STUDIES, **PAPER}
 RECONSTRUCTION, CPT, MIXED, FINETUNE, POLICY_START, POLICY = (
     {scale: recipes[stage] for scale, recipes in _RECIPES.items() if stage in recipes} for stage in STAGES
 )

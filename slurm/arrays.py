@@ -60,7 +60,10 @@ def arrays(members: Sequence[Member], *, longest: int) -> list[list[Array]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a sweep takes at most: every job as long as its time limit. ``price`` is None where the site gives none."""
+    """What a sweep takes if every job takes its whole time limit, once. ``price`` is None where the site gives none.
+
+    A job that finishes earlier takes less, one that is requeued at its limit more.
+    """
 
     jobs: int
     gpu_hours: float
@@ -68,7 +71,7 @@ class Cost:
 
 
 def cost(members: Sequence[Member], profile: SlurmProfile, *, minutes: int | None = None) -> Cost:
-    """The bound over ``members``."""
+    """That of ``members``."""
     hours = sum(member.shape.gpus for member in members) * (minutes or profile.time_min) / 60
     price = hours * profile.gpu_hour_price if profile.gpu_hour_price else None
     return Cost(jobs=len(members), gpu_hours=hours, price=price)

@@ -9,6 +9,7 @@ any attempt and appear by rename, which records, journals and checkpoints do.
     <folder>/progress.json   how far it is, at most every two seconds
     <folder>/result.json     there once the job is done, by whichever attempt
     <folder>/failed.json     the last failure, with its traceback
+    <folder>/stalled.json    how many attempts in a row brought it no further
 
 Times are seconds since 1970, of the machine that wrote them.
 """
@@ -28,6 +29,7 @@ from harness.config import plain
 from harness.files import write_atomically
 
 OWNER, PROGRESS, RESULT, FAILED = "attempt.json", "progress.json", "result.json", "failed.json"
+STALLED = "stalled.json"
 LOOK_S = 2.0  # between two looks at the owner, and two notes of progress
 
 
@@ -72,6 +74,8 @@ class Claim:
     folder: Path
     attempt: Attempt
     leads: bool = True
+    stalled: int = 0  # attempts of this launch before this one, in a row, that kept nothing for the next
+    _reached: int = field(default=0, repr=False)  # the furthest that an attempt of this launch began at
     _looked: float = field(default=0.0, repr=False)
     _first: dict[str, Any] = field(default_factory=dict, repr=False)  # where this attempt's progress began
 
@@ -84,20 +88,26 @@ class Claim:
         earlier = (self.folder / OWNER).exists() and not any((self.folder / end).exists() for end in (RESULT, FAILED))
         self._write(OWNER, {"host": socket.gethostname(), "pid": os.getpid(), "started": time.time()})
         (self.folder / FAILED).unlink(missing_ok=True)
+        self._count()
         if earlier:
             time.sleep(1.5 * LOOK_S)
 
     def check(self) -> None:
         """Raises ``Fenced`` where a newer attempt owns the job."""
+        self._owned()
+        self._looked = time.monotonic()
+
+    def _owned(self) -> None:
         owner = read(self.folder / OWNER)
         if owner and (owner["launch"], owner["restart"]) > self.attempt.order:
             raise Fenced(f"{self.folder.name} is now that of {owner['slurm_job'] or owner['pid']} on {owner['host']}")
-        self._looked = time.monotonic()
 
     def progressed(self, done: int, total: int, note: str = "") -> None:
         """Note how far the job is, and look whether it is still ours; at most every ``LOOK_S``."""
         now = {"done": done, "at": time.time()}
-        self._first = self._first or {f"first_{name}": value for name, value in now.items()}
+        if not self._first:
+            self._first = {f"first_{name}": value for name, value in now.items()}
+            self._began(done)
         if time.monotonic() - self._looked < LOOK_S:
             return
         self.check()
@@ -122,6 +132,19 @@ class Claim:
             return
         line = f"{type(error).__name__}: {' '.join(str(error).split())}"
         self._write(FAILED, {"error": line, "traceback": traceback, "at": time.time()})
+
+    def _count(self) -> None:
+        """One more attempt of this launch, which has not brought the job further yet."""
+        before = read(self.folder / STALLED)
+        if before.get("launch") == self.attempt.launch:
+            self.stalled, self._reached = before["attempts"], before["reached"]
+        self._write(STALLED, {"attempts": self.stalled + 1, "reached": self._reached})
+
+    def _began(self, done: int) -> None:
+        """Where an attempt goes on tells what those before it kept: a checkpoint, answers in a journal."""
+        if self.leads and done > self._reached:
+            self._owned()
+            self._write(STALLED, {"attempts": 0, "reached": done})
 
     def _write(self, name: str, document: Mapping[str, Any]) -> None:
         text = json.dumps(plain({**plain(self.attempt), **document}), indent=1, ensure_ascii=False)

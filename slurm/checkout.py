@@ -50,6 +50,18 @@ def check_out(source: Source, folder: Path) -> Path:
     return code
 
 
+def remove(folder: Path) -> None:
+    """Take the worktree in ``folder``/code away, whichever clone of the project it is of.
+
+    Raises ``InputError`` where git does not let it go.
+    """
+    code = folder / "code"
+    if not code.exists():
+        return
+    clone = _git("rev-parse", "--path-format=absolute", "--git-common-dir", at=code).decode().strip()
+    _git("worktree", "remove", "--force", str(code.absolute()), at=Path(clone))
+
+
 def _diff() -> bytes:
     """All that differs from HEAD, untracked files too, without touching the index."""
     with TemporaryDirectory() as scratch:

@@ -34,7 +34,7 @@ class LocalProfile:
     """Processes of this machine (submitit's local executor): one node, no queue."""
 
     name: str
-    gpus_per_node: int = 0
+    gpus_per_node: int = 0  # that jobs may take; 0: all that there are
     environment: Mapping[str, str] = field(default_factory=dict)  # of every job, beside what is set already
     shared: Path = Path("runs")  # where runs lie
 
@@ -48,6 +48,7 @@ class SlurmProfile:
     gpus_per_node: int
     cpus_per_gpu: int
     gpu_type: str = ""  # of the gres, as in gpu:h100:8
+    cpu_partition: str = ""  # of jobs without a GPU, where constraint does not hold; empty: theirs is the other one
     memory_gb: int = 0  # per node; 0: all that the node has
     time_min: int = 60
     account: str = ""
@@ -117,6 +118,14 @@ def find_profile(name: str) -> Profile:
         field_name = variable.removeprefix(prefix).lower()
         profile = _changed(profile, field_name, _from_environment(profile, field_name, variable), variable)
     return profile
+
+
+def gpus_here(profile: LocalProfile) -> int:
+    """How many GPUs of this machine jobs may take: all, or as many of them as the profile says."""
+    import torch
+
+    there = torch.cuda.device_count()
+    return min(there, profile.gpus_per_node) if profile.gpus_per_node else there
 
 
 def shared_folders() -> list[Path]:

@@ -50,9 +50,10 @@ def _quick(profile: SlurmProfile) -> Iterator[Check]:
     yield Check(name="sacct", ok=accounting.ok, said="answers" if accounting.ok else accounting.said)
     if answer.ok:
         partitions = sorted(set(answer.said.split()))
-        there = profile.partition in partitions
-        said = profile.partition if there else f"no {profile.partition!r}; this cluster has {', '.join(partitions)}"
-        yield Check(name="partition", ok=there, said=said)
+        named = [profile.partition, *filter(None, [profile.cpu_partition])]
+        missing = [name for name in named if name not in partitions]
+        said = f"no {missing[0]!r}; this cluster has {', '.join(partitions)}" if missing else ", ".join(named)
+        yield Check(name="partition", ok=not missing, said=said)
     yield _folder(profile)
 
 

@@ -49,8 +49,14 @@ def read_asked(asked: Mapping[str, Any]) -> dict[str, Any]:
 def launch(sweep: Sweep, profile: SlurmProfile) -> list[Launch]:
     """Submit what is neither done nor in the queue; what was submitted.
 
-    Raises ``InputError`` where SLURM refuses a part; then nothing of this launch stays in the queue.
+    Raises ``InputError`` where SLURM refuses a part; then nothing of this launch stays in the queue. Raises ``Busy``
+    where another process launches or cancels the sweep.
     """
+    with sweep.held():
+        return _launch(sweep, profile)
+
+
+def _launch(sweep: Sweep, profile: SlurmProfile) -> list[Launch]:
     os.environ.update(profile.environment)
     members = plan(sweep)
     _cancel_strays(sweep, profile)
@@ -79,13 +85,14 @@ def launch(sweep: Sweep, profile: SlurmProfile) -> list[Launch]:
 
 
 def cancel(sweep: Sweep, profile: SlurmProfile) -> int:
-    """End all jobs of the sweep that are in the queue; how many there were."""
-    _cancel_strays(sweep, profile)
-    rows = Watcher(sweep, queue.Queue(profile).look).status()
-    if rows.problem:
-        raise InputError(rows.problem)
-    ids = [row.slurm_job for row in rows.rows if row.state in (*LIVE, "held") and row.slurm_job]
-    queue.cancel(profile, ids)
+    """End all jobs of the sweep that are in the queue; how many there were. Raises ``Busy`` while it is launched."""
+    with sweep.held():
+        _cancel_strays(sweep, profile)
+        rows = Watcher(sweep, queue.Queue(profile).look).status()
+        if rows.problem:
+            raise InputError(rows.problem)
+        ids = [row.slurm_job for row in rows.rows if row.state in (*LIVE, "held") and row.slurm_job]
+        queue.cancel(profile, ids)
     return len(ids)
 
 

@@ -10,7 +10,10 @@ from harness.progress import bar, say
 
 
 class Job(Protocol):
-    """A dataclass of plain values with one ``run``; a job whose result is there already does nothing."""
+    """A dataclass of plain values with one ``run``; a job whose result is there already does nothing.
+
+    One that may not be able to run says why in its ``obstacles``.
+    """
 
     @property
     def title(self) -> str: ...
@@ -25,11 +28,13 @@ class Job(Protocol):
 class Phase:
     """Jobs in an order that can run; the next phase needs all of them.
 
-    Of its jobs only a training may need another, its ``before``.
+    Of its jobs only a training may need another, its ``before``. ``gpu_hours`` is what a plan says that they take
+    (``slurm.plan``), None where nobody planned them.
     """
 
     title: str
     jobs: Sequence[Job]
+    gpu_hours: float | None = None
 
 
 def run_phases(phases: Iterable[Phase]) -> int:

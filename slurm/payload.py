@@ -4,7 +4,8 @@
                and goes on later where it was
     SIGTERM    the end is seconds away: the same, without asking for the requeue, which is then SLURM's
 
-A failure leaves its traceback beside the job and on standard error, and exit code 1; an attempt that was overtaken
+A failure leaves its traceback beside the job and on standard error, and exit code 1, and so does a job that was started
+again and again and got no further; an attempt that was overtaken
 leaves nothing, and exit code 75.
 
 A training over several processes is this in every one of them. The first claims, notes progress, publishes and
@@ -33,6 +34,11 @@ from slurm.sweep import Sweep
 OVERTAKEN = 75  # EX_TEMPFAIL
 REQUEUED_S = 60  # until SLURM has ended a job that asked for its requeue
 BUSY_S = 300  # until an overtaken attempt has found out; it looks between two batches
+MOST_STALLED = 5  # attempts in a row that kept nothing for the next
+
+
+class Stalled(Exception):
+    """A job that is requeued again and again gets no further."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +79,14 @@ def _listen() -> list[int]:
 
 def _run(sweep: Sweep, index: int, claim: Claim, told: list[int]) -> None:
     def progress(done: int, total: int, note: str = "") -> None:
+        claim.progressed(done, total, note)
         if told:
             claim.check()
             raise Interrupted
-        claim.progressed(done, total, note)
 
     job, started = sweep.job(index), time.perf_counter()
     try:
+        _give_up(claim)
         result = _when_free(job, progress)
         claim.finished(
             job.said(result), getattr(result, "n_errors", 0), _made(job, result), time.perf_counter() - started
@@ -89,6 +96,15 @@ def _run(sweep: Sweep, index: int, claim: Claim, told: list[int]) -> None:
     except Exception as error:
         claim.failed(error, traceback.format_exc())
         raise
+
+
+def _give_up(claim: Claim) -> None:
+    """Raises ``Stalled`` where too many attempts came to nothing: the next would, too, for ever."""
+    if claim.stalled >= MOST_STALLED:
+        raise Stalled(
+            f"{claim.stalled} attempts in a row ended without a new checkpoint or answer; "
+            "`refrag-bench sweep logs` has what they wrote, `refrag-bench sweep resume` tries again"
+        )
 
 
 def _when_free(job: Any, progress: Progress) -> Any:

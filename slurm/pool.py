@@ -9,14 +9,15 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
-from itertools import count, groupby
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from harness.errors import InputError
 from harness.files import write_atomically
 from slurm.arrays import Member
-from slurm.cluster import LocalProfile
+from slurm.cluster import LocalProfile, gpus_here
 from slurm.launch import log_folder, plan
 from slurm.payload import Payload
 from slurm.queue import Entry
@@ -32,56 +33,72 @@ def run(sweep: Sweep, profile: LocalProfile, tick: Callable[[], None]) -> None:
     """Run what is not done, phase by phase, as many jobs at once as the sweep says; ``tick`` is called all the time.
 
     A failed job does not stop the others of its phase, but no later phase begins. Interrupted, it ends its jobs first.
+    Raises ``InputError`` where another process runs the sweep.
     """
     os.environ.update(profile.environment)
     os.environ["PYTHONPATH"] = str(sweep.code.resolve())
-    members = plan(sweep)
     if driven(sweep):
         raise InputError(f"sweep {sweep.header.id} is being run already, by process {_driver(sweep)}")
+    with sweep.held():
+        _run(sweep, profile, tick)
+
+
+def _run(sweep: Sweep, profile: LocalProfile, tick: Callable[[], None]) -> None:
+    members = plan(sweep)
     write_atomically(sweep.folder / DRIVER, str(os.getpid()))
-    slots = sweep.header.parallel or max(1, profile.gpus_per_node)
+    places = Places(
+        slots=sweep.header.parallel or max(1, profile.gpus_per_node),
+        gpus=gpus_here(profile) if any(member.shape.gpus for member in members) else 0,
+        running={one.indices[0]: one for one in sweep.launches() if alive(int(one.slurm_id), sweep)},
+    )
     log = log_folder(sweep)
-    running = {one.indices[0]: int(one.slurm_id) for one in sweep.launches() if alive(int(one.slurm_id), sweep)}
     try:
         for _, phase in groupby(members, key=lambda member: member.phase):
-            if not _run_phase(sweep, list(phase), running, slots, log, tick):
+            if not _run_phase(sweep, list(phase), places, log, tick):
                 return
     finally:
-        _end(sweep, running)
+        _end(sweep, [int(one.slurm_id) for one in places.running.values()])
         (sweep.folder / DRIVER).unlink(missing_ok=True)
 
 
-def _run_phase(
-    sweep: Sweep,
-    phase: Sequence[Member],
-    running: dict[int, int],
-    slots: int,
-    log: Path,
-    tick: Callable[[], None],
-) -> bool:
+@dataclass
+class Places:
+    """Room for ``slots`` jobs at once, and ``gpus`` GPUs, of which a job has its own; ``running`` by job."""
+
+    slots: int
+    gpus: int
+    running: dict[int, Launch]
+
+    def free(self, asked: int) -> tuple[int, ...] | None:
+        """The GPUs for one more job that asks for so many; None where there is no room for it now."""
+        lent = {gpu for one in self.running.values() for gpu in one.gpus}
+        left = [gpu for gpu in range(self.gpus) if gpu not in lent]
+        if len(self.running) >= self.slots or len(left) < asked:
+            return None
+        return tuple(left[:asked])
+
+
+def _run_phase(sweep: Sweep, phase: Sequence[Member], places: Places, log: Path, tick: Callable[[], None]) -> bool:
     """Did every job of the phase succeed?"""
+    running = places.running
     waiting = [member for member in phase if member.index not in running and not sweep.done(member)]
-    lent: dict[int, int] = {}  # GPUs, by job
     while waiting or running:
-        for index in [index for index, pid in running.items() if not alive(pid, sweep)]:
+        for index in [index for index, one in running.items() if not alive(int(one.slurm_id), sweep)]:
             del running[index]
-            lent.pop(index, None)
-        while waiting and len(running) < slots:
+        while waiting and (gpus := places.free(waiting[0].shape.gpus)) is not None:
             member = waiting.pop(0)
-            free = next(gpu for gpu in count() if gpu not in lent.values())
-            lent[member.index] = free
-            running[member.index] = _start(sweep, member, log, free if member.shape.gpus else None)
+            running[member.index] = _start(sweep, member, log, gpus)
         tick()
         time.sleep(TICK_S)
     return all(sweep.done(member) for member in phase)
 
 
-def _start(sweep: Sweep, member: Member, log: Path, gpu: int | None) -> int:
-    """Start a job; the process that controls it."""
+def _start(sweep: Sweep, member: Member, log: Path, gpus: tuple[int, ...]) -> Launch:
+    """Start a job; its process is the one that controls it."""
     import submitit
 
     executor = submitit.LocalExecutor(folder=log / f"{member.index:04d}")
-    on = {} if gpu is None else {"gpus_per_node": 1, "visible_gpus": (gpu,)}
+    on = {"gpus_per_node": len(gpus), "visible_gpus": gpus} if gpus else {}
     executor.update_parameters(timeout_min=TIMEOUT_MIN, tasks_per_node=member.shape.tasks_per_node, **on)
     at = time.time()
     payload = Payload(sweeps=sweep.folder.parent.resolve(), name=sweep.header.id, index=member.index, launch=at)
@@ -91,8 +108,9 @@ def _start(sweep: Sweep, member: Member, log: Path, gpu: int | None) -> int:
         job = executor.submit(payload)
     finally:
         signal.signal(signal.SIGINT, before)
-    sweep.launched(Launch(slurm_id=job.job_id, phase=member.phase, indices=(member.index,), at=at))
-    return int(job.job_id)
+    launch = Launch(slurm_id=job.job_id, phase=member.phase, indices=(member.index,), at=at, gpus=gpus)
+    sweep.launched(launch)
+    return launch
 
 
 def looker(sweep: Sweep) -> Look:
@@ -138,10 +156,10 @@ def stop(sweep: Sweep) -> list[int]:
     return pids
 
 
-def _end(sweep: Sweep, running: Mapping[int, int]) -> None:
-    for pid in running.values():
+def _end(sweep: Sweep, pids: Sequence[int]) -> None:
+    for pid in pids:
         if alive(pid, sweep):
             os.kill(pid, signal.SIGTERM)
     until = time.monotonic() + 30
-    while any(alive(pid, sweep) for pid in running.values()) and time.monotonic() < until:
+    while any(alive(pid, sweep) for pid in pids) and time.monotonic() < until:
         time.sleep(TICK_S)

@@ -52,6 +52,7 @@ def shape_of(job: Any) -> Shape:
 def sbatch_parameters(shape: Shape, profile: SlurmProfile, *, minutes: int | None = None) -> dict[str, Any]:
     """The part of a profile that a job of ``shape`` asks for, as submitit's SLURM executor takes it.
 
+    A job without a GPU goes to the profile's partition for such, if there is one; a constraint is on nodes with GPUs.
     A job that fills a node asks for all of its memory, any other for its share: by GPUs, or by what the partition
     gives a CPU. Raises ``InputError`` for more GPUs than a node has and for a time limit too short to be warned of.
     """
@@ -62,11 +63,12 @@ def sbatch_parameters(shape: Shape, profile: SlurmProfile, *, minutes: int | Non
         raise InputError(
             f"a job asks for {shape.gpus_per_node} GPUs of a node; those of {profile.name} have {profile.gpus_per_node}"
         )
+    elsewhere = bool(profile.cpu_partition) and not shape.gpus
     asked: dict[str, Any] = {
-        "partition": profile.partition,
+        "partition": profile.cpu_partition if elsewhere else profile.partition,
         "account": profile.account,
         "qos": profile.qos,
-        "constraint": profile.constraint,
+        "constraint": "" if elsewhere else profile.constraint,
         "time": limit,
         "nodes": shape.nodes,
         "ntasks_per_node": shape.tasks_per_node,

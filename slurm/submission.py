@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from harness.cli.catalog import EXPERIMENTS, find
+from harness.cli.plan import PRICE_USD
 from harness.config import plain
 from harness.errors import InputError
 from slurm import checkout, queue
 from slurm.arrays import Member, arrays, cost
-from slurm.cluster import LocalProfile, Profile, SlurmProfile
+from slurm.cluster import LocalProfile, Profile, SlurmProfile, gpus_here
 from slurm.cluster_checks import check_before_submission
 from slurm.launch import read_asked
 from slurm.local import Phase
@@ -62,44 +63,91 @@ def _absolute(name: Path | str | None) -> str | None:
 
 
 def describe(asked: Asked, profile: Profile, *, parallel: int | None, minutes: int | None) -> str:
-    """What would be submitted: jobs by phase, arrays, the bound of GPU-hours and cost."""
+    """What would be submitted: jobs by phase, arrays, GPU-hours and cost, and what stands in the way of some jobs."""
     _check_numbers(profile, parallel, minutes)
-    members = members_of(asked.phases())
+    phases = asked.phases()
+    members = members_of(phases)
     if isinstance(profile, LocalProfile):
-        lines = [f"  {phase}: {n} jobs" for phase, n in Counter(member.phase for member in members).items()]
-        return "\n".join([f"{asked.experiment} on {profile.name}: {len(members)} jobs", *lines])
-    for member in members:
-        sbatch_parameters(member.shape, profile, minutes=minutes)
-    return "\n".join(_described(asked, members, profile, minutes))
+        counts = [f"  {phase}: {n} jobs" for phase, n in Counter(member.phase for member in members).items()]
+        lines = [f"{asked.experiment} on {profile.name}: {len(members)} jobs", *counts]
+    else:
+        for member in members:
+            sbatch_parameters(member.shape, profile, minutes=minutes)
+        lines = _described(asked, phases, members, profile, minutes)
+    return "\n".join([*lines, *(f"  cannot run: {line}" for line in obstacles(phases))])
 
 
-def _described(asked: Asked, members: Sequence[Member], profile: SlurmProfile, minutes: int | None) -> list[str]:
+def obstacles(phases: Sequence[Phase]) -> list[str]:
+    """What jobs say that they cannot run for, each once, after the first of them that says it."""
+    found: dict[str, str] = {}
+    for job in (job for phase in phases for job in phase.jobs):
+        for why in getattr(job, "obstacles", ()):
+            found.setdefault(why, job.title)
+    return [f"{title}: {why}" for why, title in found.items()]
+
+
+def _described(
+    asked: Asked, planned: Sequence[Phase], members: Sequence[Member], profile: SlurmProfile, minutes: int | None
+) -> list[str]:
     try:
         longest, note = queue.longest_array(profile), ""
     except InputError as error:  # a plan can be made where no SLURM is
         longest, note = len(members), f"  ({error}; arrays are shown whole)"
-    phases = arrays(members, longest=longest)
-    lines = [f"{asked.experiment} on {profile.name}: {len(members)} jobs in {sum(map(len, phases))} arrays{note}"]
+    in_arrays = arrays(members, longest=longest)
+    lines = [f"{asked.experiment} on {profile.name}: {len(members)} jobs in {sum(map(len, in_arrays))} arrays{note}"]
     lines += [
-        f"  {array.phase}: {len(array.indices)} jobs of {array.shape.said}" for phase in phases for array in phase
+        f"  {array.phase}: {len(array.indices)} jobs of {array.shape.said}" for phase in in_arrays for array in phase
     ]
-    bound = cost(members, profile, minutes=minutes)
+    lines += _planned([phase for phase in planned if phase.gpu_hours is not None], profile)
+    by_plan = {phase.title for phase in planned if phase.gpu_hours is not None}
+    bound = cost([member for member in members if member.phase not in by_plan], profile, minutes=minutes)
     price = "no price in the profile (gpu_hour_price)" if bound.price is None else f"{bound.price:,.2f}"
+    rest = "the rest, " if by_plan else ""
     limit = minutes or profile.time_min
-    return [*lines, f"  at most {bound.gpu_hours:,.1f} GPU-hours at {limit} minutes a job; cost: {price}"]
+    return [
+        *lines,
+        f"  {rest}{bound.gpu_hours:,.1f} GPU-hours if every job takes its {limit} minutes, once; cost: {price}",
+    ]
 
 
-def create(asked: Asked, profile: Profile, *, dirty: bool, parallel: int | None, minutes: int | None) -> Sweep:
+def _planned(phases: Sequence[Phase], profile: SlurmProfile) -> list[str]:
+    """What a plan says of phases that are far longer than one time limit: each, and all."""
+    if not phases:
+        return []
+    hours = sum(phase.gpu_hours or 0 for phase in phases)
+    each = ", ".join(f"{phase.title} {phase.gpu_hours:,.0f}" for phase in phases)
+    rate, whose = (profile.gpu_hour_price, "") if profile.gpu_hour_price else (PRICE_USD, ", an assumed price in USD")
+    return [
+        f"  computed by `refrag-bench plan`: {each}: {hours:,.0f} GPU-hours; "
+        f"cost: {hours * rate:,.2f} at {rate:.2f} each{whose}"
+    ]
+
+
+def create(
+    asked: Asked,
+    profile: Profile,
+    *,
+    dirty: bool,
+    parallel: int | None,
+    minutes: int | None,
+    online: bool = False,
+) -> Sweep:
     """A sweep on disk, with its worktree; nothing is submitted yet.
 
     Raises ``InputError``, and leaves nothing behind, where the experiment, the cluster or the checkout is not right.
     """
     _check_numbers(profile, parallel, minutes)
-    for member in members_of(asked.phases()):
+    phases = asked.phases()
+    if standing := obstacles(phases):
+        raise InputError(f"experiment {asked.experiment!r} cannot run: {'; '.join(standing)}")
+    members = members_of(phases)
+    for member in members:
         if isinstance(profile, SlurmProfile):
             sbatch_parameters(member.shape, profile, minutes=minutes)
         elif member.shape.nodes > 1:
             raise InputError(f"{member.title} asks for {member.shape.nodes} nodes; cluster {profile.name!r} has one")
+    if isinstance(profile, LocalProfile):
+        _check_gpus(profile, members, parallel)
     source = checkout.source(dirty=dirty)
     check_before_submission(profile, asked.runs)  # last, as it makes the folder
     sweeps, name = sweeps_beside(asked.runs), new_id(asked.experiment)
@@ -113,6 +161,7 @@ def create(asked: Asked, profile: Profile, *, dirty: bool, parallel: int | None,
         asked=plain(asked.arguments(sweeps / name / "results")),
         parallel=parallel,
         minutes=minutes,
+        online=online,
     )
     sweep = Sweep.create(sweeps, header)
     try:
@@ -121,6 +170,18 @@ def create(asked: Asked, profile: Profile, *, dirty: bool, parallel: int | None,
         shutil.rmtree(sweep.folder)
         raise
     return sweep
+
+
+def _check_gpus(profile: LocalProfile, members: Sequence[Member], parallel: int | None) -> None:
+    """Jobs of this machine share no GPU. Raises ``InputError`` for more at once than there are."""
+    each = max((member.shape.gpus for member in members), default=0)
+    if not each:
+        return
+    there, at_once = gpus_here(profile), parallel or 1
+    if each * at_once > there:
+        raise InputError(
+            f"{at_once} jobs at once (--parallel) ask for {each * at_once} GPUs; cluster {profile.name!r} has {there}"
+        )
 
 
 def _check_numbers(profile: Profile, parallel: int | None, minutes: int | None) -> None:

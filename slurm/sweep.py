@@ -6,6 +6,7 @@
     <sweeps>/<id>/jobs.jsonl       a line per job: place, phase, title, digest, shape
     <sweeps>/<id>/jobs.pickle      the jobs
     <sweeps>/<id>/launches.jsonl   a line per array that was submitted: SLURM's id, phase, the jobs in it, when
+    <sweeps>/<id>/lock             held, and who holds it, while somebody submits, cancels or drives it
     <sweeps>/<id>/log/             the jobs' output, one folder per launch and array
     <sweeps>/jobs/<digest>/        a job's attempts, progress and result (slurm/attempt.py), whatever sweep it is in
 
@@ -14,17 +15,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pickle
+import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.config import canonical_json, digest, plain
-from harness.errors import InputError, unknown
+from harness.errors import Busy, InputError, unknown
 from harness.files import write_atomically
 from slurm import attempt
 from slurm.arrays import Member
@@ -32,7 +36,7 @@ from slurm.checkout import ROOT
 from slurm.local import Job, Phase
 from slurm.shapes import Shape, shape_of
 
-FOLDER = "sweeps"
+FOLDER, LOCK = "sweeps", "lock"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +52,7 @@ class Header:
     asked: Mapping[str, Any]
     parallel: int | None
     minutes: int | None
+    online: bool = False  # may its jobs ask the model and dataset hub?
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +63,7 @@ class Launch:
     phase: str
     indices: tuple[int, ...]
     at: float
+    gpus: tuple[int, ...] = ()  # of this machine, where no SLURM gives them
 
     def task_id(self, place: int) -> str:
         """What the queue calls the job of task ``place``; an array of one job is no array to submitit."""
@@ -85,6 +91,23 @@ class Sweep:
     @property
     def code(self) -> Path:
         return self.folder / "code"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Be the only one that submits, cancels or drives it. Raises ``Busy`` where another process is."""
+        with (self.folder / LOCK).open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                who = file.read() or "another process"
+                raise Busy(
+                    f"sweep {self.header.id} is being submitted, cancelled or run by {who}; try again when it has ended"
+                ) from error
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            yield
 
     def write_jobs(self, phases: Sequence[Phase]) -> list[Member]:
         """Number the jobs of all phases and keep them, each once."""
@@ -130,7 +153,7 @@ class Sweep:
         except FileNotFoundError:
             return []
         rows = [json.loads(line) for line in lines]
-        return [Launch(**row | {"indices": tuple(row["indices"])}) for row in rows]
+        return [Launch(**row | {name: tuple(row[name]) for name in ("indices", "gpus") if name in row}) for row in rows]
 
 
 def members_of(phases: Sequence[Phase]) -> list[Member]:

@@ -62,7 +62,9 @@ class Status:
 
     @property
     def code(self) -> int:
-        """Exit code: 1 where something went wrong."""
+        """Exit code: 1 where something went wrong, 2 where the controller does not say."""
+        if self.problem:
+            return 2
         return 1 if any(row.state in WRONG or row.errors for row in self.rows) else 0
 
 

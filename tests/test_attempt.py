@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,35 @@ def test_a_takeover_gives_the_one_before_time_to_find_out(tmp_path: Path, clock:
     assert clock.slept == slept, "those before had ended"
 
 
+def starts(folder: Path, *, reports: int | None, launch: float = 1.0, restart: int, leads: bool = True) -> int:
+    """An attempt that reports once, or ends before it can; how many before it, in a row, kept nothing."""
+    mine = replace(claim(folder, launch, restart), leads=leads)
+    mine.take()
+    if reports is not None:
+        mine.progressed(reports, 99)
+        mine.progressed(90, 99)  # how far it gets is not what it keeps
+    return mine.stalled
+
+
+def test_attempts_that_bring_a_job_no_further_are_counted(tmp_path: Path) -> None:
+    reports = [10, 10, None, 10, 31, None, None, 32, 32]
+    counted = [starts(tmp_path, reports=done, restart=restart) for restart, done in enumerate(reports)]
+    assert counted == [0, 0, 1, 2, 3, 0, 1, 2, 0]
+
+
+def test_what_other_processes_of_a_training_do_is_no_attempt(tmp_path: Path) -> None:
+    for restart in range(3):
+        assert starts(tmp_path, reports=None, restart=restart) == restart
+        assert starts(tmp_path, reports=50, restart=restart, leads=False) == 0
+
+
+def test_a_new_launch_counts_anew(tmp_path: Path) -> None:
+    assert [starts(tmp_path, reports=None, restart=restart) for restart in range(3)] == [0, 1, 2]
+    assert starts(tmp_path, reports=5, launch=2.0, restart=0) == 0
+    assert starts(tmp_path, reports=5, launch=2.0, restart=1) == 0
+    assert starts(tmp_path, reports=5, launch=2.0, restart=2) == 1
+
+
 def test_a_new_claim_takes_the_old_failure_away(tmp_path: Path) -> None:
     mine = claim(tmp_path)
     mine.take()
@@ -142,7 +172,7 @@ def test_progress_is_noted_and_the_owner_looked_at_every_two_seconds(
         if (mine.folder / PROGRESS).exists():
             noted.append(read(mine.folder / PROGRESS)["done"])
     assert len(set(noted)) in (4, 5)
-    assert len(looks) == 1 + len(set(noted)), "one for taking it"
+    assert len(looks) == 3 + len(set(noted)), "two for taking it, one where it begins"
     last = read(mine.folder / PROGRESS)
     assert (last["total"], last["note"]) == (100, f"loss {last['done']}")
     assert (last["first_done"], last["first_at"]) == (1, pytest.approx(1000.1)), "the first that came, noted or not"

@@ -1,13 +1,16 @@
 """What a launch submits, and what it leaves alone: sbatch, squeue and the others are scripts here."""
 
+import os
 import re
+import threading
+import time
 from pathlib import Path
 
 import pytest
 from conftest import PROJECT
 from sweep_fakes import Tiny, bin_folder, calls, command, sweep_of
 
-from harness.errors import InputError
+from harness.errors import Busy, InputError
 from slurm.attempt import Attempt, Claim
 from slurm.cluster import SlurmProfile
 from slurm.launch import cancel, launch
@@ -188,6 +191,32 @@ def test_cancelling_ends_what_waits_and_runs(tmp_path: Path, controller: Control
     controller.queue("101_1|RUNNING|n1|None", "101_2|PENDING||JobHeldUser", "102|PENDING||Dependency")
     assert cancel(sweep, PROFILE) == 3
     assert calls(controller.folder, "scancel") == ["101_1 101_2 102"]
+
+
+def test_one_process_at_a_time_launches_or_cancels(tmp_path: Path, controller: Controller) -> None:
+    sweep = make(tmp_path, 2)
+    told = f"sweep {sweep.header.id} is being submitted, cancelled or run by process {os.getpid()} on "
+    with sweep.held():
+        for act in (launch, cancel):
+            with pytest.raises(Busy, match=re.escape(told)):
+                act(sweep, PROFILE)
+    assert not calls(controller.folder, "sbatch") and not calls(controller.folder, "scancel")
+    assert len(launch(sweep, PROFILE)) == 1, "and the next may"
+
+
+def test_two_processes_that_resume_at_once_submit_once(tmp_path: Path, controller: Controller) -> None:
+    """The first is slow: sbatch takes its time."""
+    sweep = make(tmp_path, 2)
+    script = (controller.folder / "sbatch").read_text()
+    (controller.folder / "sbatch").write_text(script.replace("n=$((", f": > {tmp_path}/in; sleep 1; n=$((", 1))
+    first = threading.Thread(target=launch, args=(sweep, PROFILE))
+    first.start()
+    while first.is_alive() and not (tmp_path / "in").exists():
+        time.sleep(0.01)
+    with pytest.raises(Busy):
+        launch(Sweep.open(sweep.folder), PROFILE)
+    first.join()
+    assert len(sweep.launches()) == len(calls(controller.folder, "sbatch")) == 1
 
 
 def test_nothing_is_submitted_while_the_controller_is_silent(tmp_path: Path, controller: Controller) -> None:

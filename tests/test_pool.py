@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,12 @@ import sweep_fakes
 from conftest import PROJECT
 from sweep_fakes import Tiny, drive, sweep_of
 
-from harness.errors import InputError
-from slurm import pool
+from harness.errors import Busy, InputError
+from slurm import attempt, payload, pool
+from slurm.attempt import Attempt, Claim
 from slurm.local import Phase
-from slurm.sweep import Sweep
+from slurm.payload import Payload
+from slurm.sweep import Launch, Sweep
 from slurm.watch import Status, Watcher
 
 TESTS = PROJECT / "tests"
@@ -146,6 +149,56 @@ def test_jobs_of_a_driver_that_is_stopped_keep_what_they_have(
     assert runs(tmp_path) == {"0": 2}
 
 
+def test_a_job_that_is_started_again_and_again_and_gets_no_further_fails_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(payload, "_listen", list)
+    monkeypatch.setattr(attempt, "LOOK_S", 0.0)
+    sweep = sweep_of(tmp_path, [Phase(title="count", jobs=[Tiny(name="0", folder=tmp_path)])], PROJECT, cluster="h100")
+    job = Payload(sweeps=sweep.folder.parent, name=sweep.header.id, index=0, launch=1.0)
+    sweep.launched(Launch(slurm_id="7", phase="count", indices=(0,), at=1.0))
+    (member,) = sweep.members()
+    for restart in range(payload.MOST_STALLED):  # each ends before it has done anything, as where a node goes down
+        Claim(sweep.state(member), Attempt(sweep=sweep.header.id, launch=1.0, restart=restart, slurm_job="7")).take()
+    monkeypatch.setenv("SLURM_RESTART_COUNT", f"{payload.MOST_STALLED}")
+    with pytest.raises(payload.Stalled):
+        job()
+    assert runs(tmp_path) == {}
+    (row,) = status(sweep).rows
+    assert (row.state, row.said.partition(";")[0]) == (
+        "failed",
+        "Stalled: 5 attempts in a row ended without a new checkpoint or answer",
+    )
+
+    again = replace(job, launch=2.0)  # as resume launches it
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
+    again()
+    assert runs(tmp_path) == {"0": 1} and status(sweep).counts == {"done": 1}
+
+
+def test_jobs_take_a_gpu_each_and_wait_for_one(tmp_path: Path) -> None:
+    """Those of jobs that an earlier driver started are theirs."""
+    earlier = Launch(slurm_id="1", phase="p", indices=(0,), at=1.0, gpus=(1,))
+    places = pool.Places(slots=3, gpus=3, running={0: earlier})
+    assert places.free(1) == (0,) and places.free(2) == (0, 2)
+    assert places.free(3) is None and places.free(0) == ()
+    places.running[1] = replace(earlier, gpus=(0, 2))
+    assert places.free(1) is None and places.free(0) == ()
+    places.running[2] = replace(earlier, gpus=())
+    assert places.free(0) is None, "no slot"
+    sweep = sweep_of(tmp_path, [Phase(title="count", jobs=[])], PROJECT)
+    sweep.launched(earlier)
+    assert sweep.launches() == [earlier]
+
+
+def test_two_drivers_of_one_sweep(tmp_path: Path) -> None:
+    """The second comes before the first has said that it drives."""
+    sweep = sweep_of(tmp_path, [Phase(title="count", jobs=[Tiny(name="0", folder=tmp_path)])], PROJECT)
+    with sweep.held(), pytest.raises(Busy, match="is being submitted, cancelled or run by process"):
+        drive(str(sweep.folder))
+    assert runs(tmp_path) == {} and not sweep.launches()
+
+
 def test_a_process_is_the_sweeps_only_by_its_command(tmp_path: Path) -> None:
     """A number may be another process's by now, or a corpse's."""
     sweep = sweep_of(tmp_path, [Phase(title="count", jobs=[Tiny(name="0", folder=tmp_path)])], PROJECT)
@@ -153,7 +206,7 @@ def test_a_process_is_the_sweeps_only_by_its_command(tmp_path: Path) -> None:
     assert not pool.alive(2**22 + 1, sweep), "no such process"
     ours = subprocess.Popen([sys.executable, "-c", "input()", sweep.header.id], stdin=subprocess.PIPE)
     try:
-        assert pool.alive(ours.pid, sweep)
+        wait_for(lambda: pool.alive(ours.pid, sweep))  # the kernel shows its command a moment after it began
         corpse = subprocess.Popen(["sh", "-c", "exit 0", sweep.header.id])
         wait_for(lambda: not pool.alive(corpse.pid, sweep))
     finally:

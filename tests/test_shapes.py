@@ -47,8 +47,21 @@ class Wide(Tiny):
             {"nodes": 1, "ntasks_per_node": 1, "gres": "gpu:1", "account": "nlp", "qos": "high", "constraint": "hbm80"},
         ),
         (Shape(), replace(H100, gpus_per_node=0), {"nodes": 1, "ntasks_per_node": 1}),
+        (
+            Shape(),
+            replace(H100, cpu_partition="cpu", constraint="hbm80", qos="high"),
+            {"nodes": 1, "ntasks_per_node": 1, "partition": "cpu", "qos": "high"},
+        ),
+        (
+            ONE_GPU,
+            replace(H100, cpu_partition="cpu", constraint="hbm80"),
+            {"nodes": 1, "ntasks_per_node": 1, "gres": "gpu:h100:1", "constraint": "hbm80"},
+        ),
     ],
-    ids=["one GPU", "a node", "two nodes", "CPU", "a share of memory", "all memory", "a site's words", "no GPU there"],
+    ids=[
+        *("one GPU", "a node", "two nodes", "CPU", "a share of memory", "all memory", "a site's words", "no GPU there"),
+        *("CPU elsewhere", "GPU beside CPUs"),
+    ],
 )
 def test_what_a_shape_asks_of_a_profile(shape: Shape, profile: SlurmProfile, asked: dict[str, object]) -> None:
     assert sbatch_parameters(shape, profile) == COMMON | asked

@@ -17,6 +17,7 @@ from harness.cli.main import main
 from slurm import checkout
 from slurm.attempt import Attempt, Claim
 from slurm.local import Phase
+from slurm.plan import make_plan
 from slurm.sweep import Launch, Sweep
 from slurm.watch import Row, Status
 
@@ -175,7 +176,7 @@ def test_no_sweep_yet(slurm: Path, here: Path, action: str, capsys: pytest.Captu
     untouched(slurm, here)
 
 
-@pytest.mark.parametrize("action", ["status", "watch", "cancel", "resume", "logs"])
+@pytest.mark.parametrize("action", ["status", "watch", "cancel", "resume", "logs", "clean"])
 def test_an_unknown_sweep(slurm: Path, here: Path, action: str, capsys: pytest.CaptureFixture[str]) -> None:
     made(here)
     said = refused(capsys, action, NAME.replace("beef", "bee"))
@@ -201,7 +202,7 @@ def test_a_dry_run_needs_no_slurm_and_leaves_nothing(
         "--cluster`); arrays are shown whole)",
         "  count: 20 jobs of 1 process, 1 GPU",
         "  last: 1 jobs of 1 process, 0 GPUs",
-        "  at most 10.0 GPU-hours at 30 minutes a job; cost: 25.00",
+        "  10.0 GPU-hours if every job takes its 30 minutes, once; cost: 25.00",
     ]
     assert not list(here.iterdir())
 
@@ -211,7 +212,9 @@ def test_a_dry_run_splits_as_the_controller_wants(slurm: Path, here: Path, capsy
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "smoke on h100: 26 jobs in 4 arrays"
     assert lines[1:4] == [f"  count: {n} jobs of 1 process, 0 GPUs" for n in (10, 10, 5)]
-    assert lines[5] == "  at most 0.0 GPU-hours at 60 minutes a job; cost: no price in the profile (gpu_hour_price)"
+    assert lines[5] == (
+        "  0.0 GPU-hours if every job takes its 60 minutes, once; cost: no price in the profile (gpu_hour_price)"
+    )
     untouched(slurm, here)
 
 
@@ -254,12 +257,12 @@ def test_status_for_eyes(slurm: Path, here: Path, capsys: pytest.CaptureFixture[
     """What is done is counted; every other job has its row, whatever its message holds."""
     made(here)
     command(slurm, "squeue", 'echo "squeue: error: [/no] contact" >&2; exit 1')
-    assert main(["sweep", "status"]) == 1
+    assert main(["sweep", "status"]) == 2, "what cannot be judged is no success and no failure"
     out = " ".join(capsys.readouterr().out.split())
     assert "ValueError: expected [h100] or [/x]" in out
     assert f"{NAME}: 1 running, 1 done, 1 failed of 3; controller: squeue: error: [/no] contact" in out
     assert "em 3" not in out
-    assert main(["sweep", "status", "--all"]) == 1
+    assert main(["sweep", "status", "--all"]) == 2
     assert "em 3 [of 9]" in " ".join(capsys.readouterr().out.split())
 
 
@@ -311,6 +314,112 @@ def test_what_is_launched_in_the_sweeps_code_may_use_the_hub_where_that_was_allo
         [*python, "--allow-download", "resume", sweep.name, "--runs", str(here / "runs"), "--watch"],
     ]
     assert (sweep / "code" / "code.py").read_text() == "one = 1\n"
+
+
+def test_resuming_remembers_that_the_hub_may_be_asked(slurm: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[tuple[list[str], str | None]] = []
+
+    class Child:
+        def __init__(self, arguments: list[str], env: dict[str, str], **_: object) -> None:
+            started.append((arguments[4:-3], env.get("HF_HUB_OFFLINE")))
+
+        def wait(self) -> int:
+            return 0
+
+    monkeypatch.setattr("harness.cli.sweep.subprocess", SimpleNamespace(Popen=Child))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "")  # to have it back as it was
+    for allowed in ([], ["--allow-download"]):
+        monkeypatch.delenv("HF_HUB_OFFLINE")
+        assert main(["sweep", *allowed, *SUBMIT]) == 0
+        assert main(["sweep", "resume"]) == 0
+    assert started == [(["resume"], "1")] * 2 + [(["--allow-download", "resume"], None)] * 2
+
+
+def test_a_sweep_is_cleaned_when_nothing_of_it_lives(
+    slurm: Path, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.cli.sweep._in_its_code", lambda *_: 0)
+    assert main(["sweep", *SUBMIT]) == 0
+    (folder,) = (path.parent for path in here.glob("sweeps/*/sweep.json"))
+    sweep = Sweep.open(folder)
+    sweep.write_jobs([Phase(title="tiny", jobs=[Tiny(name=f"{n}", folder=here) for n in range(2)])])
+    sweep.launched(Launch(slurm_id="7", phase="tiny", indices=(0, 1), at=5.0))
+    Claim(sweep.state(sweep.members()[0]), Attempt(sweep=folder.name, launch=5.0, restart=0, slurm_job="7_0")).take()
+
+    def left() -> list[str]:
+        return [path.name for path in (here.parent / "project" / ".git" / "worktrees").glob("*")]
+
+    for said in ("7_1|PENDING||Resources", "7_1|PENDING||JobHeldUser"):
+        command(slurm, "squeue", f"printf '7_0|FAILED|n1|None\n{said}\n'")
+        assert f"1 jobs of sweep {folder.name} wait or run; `refrag-bench sweep cancel` ends them" in refused(
+            capsys, "clean", folder.name
+        )
+    command(slurm, "squeue", "exit 1")
+    assert "squeue: exit code 1" in refused(capsys, "clean", folder.name)
+    command(slurm, "squeue", "printf '7_0|FAILED|n1|None\n7_1|CANCELLED|n1|None\n'")
+    with sweep.held():
+        assert f"sweep {folder.name} is being submitted, cancelled or run by process {os.getpid()}" in refused(
+            capsys, "clean", folder.name
+        )
+    assert sweep.code.exists() and left() == ["code"]
+
+    assert main(["sweep", "clean", folder.name]) == 0
+    assert capsys.readouterr().out == f"{folder.name}: code removed\n"
+    assert not sweep.code.exists() and left() == []
+    assert main(["sweep", "clean", folder.name]) == 0, "once more is no error"
+    capsys.readouterr()
+    assert f"sweep {folder.name} was cleaned, its code is gone; submit the experiment again" in refused(
+        capsys, "resume"
+    )
+    assert main(["sweep", "status"]) == 1, "what became of its jobs stays"
+
+
+def test_clean_takes_no_sweep_for_granted(slurm: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made(here)
+    assert "the following arguments are required: ID" in refused(capsys, "clean")
+
+
+def test_what_cannot_run_is_refused_and_still_planned(
+    slurm: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("submit", "paper", "--cluster", "h100", "--device", "cuda")
+    said = refused(capsys, *asked)
+    assert said.startswith("refrag-bench: error: experiment 'paper' cannot run: train refrag_v2 reconstruction (paper")
+    for why in ("nothing here reads 20 B tokens", "no decoder to start from", "a policy's training is for one process"):
+        assert said.count(why) == 1
+    untouched(slurm, here)
+
+    assert main(["sweep", *asked, "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "paper on h100: 39 jobs in 11 arrays"
+    assert lines[1:6] == [
+        f"  {stage}: 1 jobs of 8 nodes x 8 processes, 64 GPUs"
+        for stage in ("reconstruction", "cpt", "mixed", "finetune", "policy")
+    ]
+    total = make_plan("paper", k=16, mfu=0.4, price_usd=2.5).total
+    (planned,) = (line for line in lines if "refrag-bench plan" in line)
+    assert planned.endswith(
+        f": {total.gpu_hours:,.0f} GPU-hours; cost: {total.cost_usd:,.2f} at 2.50 each, an assumed price in USD"
+    )
+    assert "  the rest, 27.0 GPU-hours if every job takes its 60 minutes, once" in lines[lines.index(planned) + 1]
+    assert sum(line.startswith("  cannot run: ") for line in lines) == 5
+    untouched(slurm, here)
+
+
+def test_more_gpus_at_once_than_this_machine_has(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("submit", "smoke", "--cluster", "local", "--device", "cuda", "--parallel")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    said = refused(capsys, *asked, "3")
+    assert "3 jobs at once (--parallel) ask for 3 GPUs; cluster 'local' has 2" in said
+    monkeypatch.setenv("REFRAG_LOCAL_GPUS_PER_NODE", "1")
+    assert "ask for 2 GPUs; cluster 'local' has 1" in refused(capsys, *asked, "2")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert "1 jobs at once (--parallel) ask for 1 GPUs; cluster 'local' has 0" in refused(capsys, *asked[:-1])
+    assert not list(here.iterdir())
+    monkeypatch.setattr("harness.cli.sweep._in_its_code", lambda *_: 0)
+    assert main(["sweep", "submit", "smoke", "--cluster", "local", "--parallel", "9"]) == 0, "a CPU is shared"
 
 
 def test_a_long_table_shows_some_of_each_state() -> None:

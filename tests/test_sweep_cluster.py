@@ -117,6 +117,24 @@ def test_the_driver_died_before_it_could_note_what_it_submitted(cluster: Cluster
 
 
 @pytest.mark.limit_s(240)
+def test_two_that_resume_at_once_submit_once_and_the_code_goes_when_all_is_done(cluster: Cluster) -> None:
+    sweep = Sweep(cluster, "smoke", "--scale", "slow", "--limit", "2")
+    sweep.bench("cancel", sweep.id)
+    until(lambda: over(sweep))
+    launched = len((sweep.folder / "launches.jsonl").read_text().splitlines())
+    command = [sys.executable, "-m", "harness.cli.main", "sweep", "resume", sweep.id]
+    runs = ["--runs", str(cluster.work / "runs")]
+    both = [subprocess.Popen([*command, *runs], env=cluster.environment, cwd=PROJECT) for _ in range(2)]
+    assert sorted(each.wait() for each in both) in ([0, 0], [0, 2]), "the second was refused, or found nothing to do"
+    assert len((sweep.folder / "launches.jsonl").read_text().splitlines()) == launched + 2
+    refused = sweep.bench("clean", sweep.id)
+    assert refused.returncode == 2 and "3 jobs of sweep" in refused.stderr
+    assert sweep.bench("watch", sweep.id).returncode == 0
+    assert sweep.counted() == {0: 60, 1: 60, 2: 1}
+    assert sweep.bench("clean", sweep.id).returncode == 0 and not (sweep.folder / "code").exists()
+
+
+@pytest.mark.limit_s(240)
 def test_a_signal_ahead_of_the_end_requeues_and_the_job_goes_on(cluster: Cluster) -> None:
     sweep = Sweep(cluster, "smoke", "--scale", "slow", "--limit", "2")
     until(lambda: len(sweep.counted()) == 2)

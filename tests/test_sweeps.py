@@ -29,9 +29,12 @@ from slurm.jobs.race import RaceJob
 from slurm.jobs.tables import ReplicationJob, ReportJob, TablesJob
 from slurm.jobs.train import TrainJob
 from slurm.local import Phase
+from slurm.plan import make_plan
 from slurm.sweeps.expansion import NAME, SELECTORS, TOKENS, expansion, shares
+from slurm.sweeps.main_table import main_table, seeded
 from slurm.sweeps.objective import STAGES as OBJECTIVE_STAGES
 from slurm.sweeps.objective import objective
+from slurm.sweeps.paper import paper
 from slurm.sweeps.passkey import passkey
 from slurm.sweeps.selection import SEEDS, K, selection
 from slurm.sweeps.tiny import CHOICES, RATES, rag_training, refrag_training, tiny, train_phase
@@ -402,6 +405,177 @@ def test_all_systems_practise_on_the_same_rows_for_as_many_steps(plan: Plan) -> 
     assert (
         len({digest([r.data, r.stage.steps, r.stage.seed, r.stage.optimizer, r.stage.schedule]) for r in recipes}) == 1
     )
+
+
+# The main table
+
+
+def read_by(cell: EvaluateJob) -> tuple[str, str, tuple[Any, ...]]:
+    return cell.system, cell.checkpoint, tuple(cell.options.items())
+
+
+def test_the_main_table_holds_every_system_from_three_trainings_on_the_same_questions(plan: Plan) -> None:
+    phases = plan(main_table)
+    assert list(phases) == ["data", "train", "retrieve", "evaluate", "compare", "tables"]
+    of_suite: dict[str, list[EvaluateJob]] = {}
+    for cell in cells(phases["evaluate"]):
+        of_suite.setdefault(cell.suite, []).append(cell)
+    assert of_suite.keys() == {"nq", "triviaqa", "popqa", "same_relation"}
+    rows = [read_by(cell) for cell in of_suite["nq"]]
+    assert len(set(rows)) == len(rows)
+    for suite, asked in of_suite.items():
+        assert [read_by(cell) for cell in asked] == rows
+        retrievals = {cell.retrieval for cell in asked}
+        (retrieval,) = retrievals
+        assert (retrieval is None) == (suite == "same_relation")
+    assert {system for system, _, _ in rows} == set(SYSTEMS)
+    assert {dict(o)["k"] for system, _, o in rows if system == "refrag_v2"} == {8, 16, 32}
+    checkpoints: dict[Any, set[str]] = {}
+    for system, checkpoint, options in rows:
+        checkpoints.setdefault((system, options), set()).add(checkpoint)
+    assert {len(each) for each in checkpoints.values()} == {3}
+    trained = {str(each.checkpoint) for each in phases["train"].jobs}
+    assert {checkpoint for _, checkpoint, _ in rows} <= trained
+
+
+def test_the_main_tables_first_seed_is_tinys_and_all_share_its_decoder(plan: Plan) -> None:
+    trained = plan(main_table)["train"].jobs
+    tinys = plan(tiny)["train"].jobs
+    assert {each.name for each in trained} > {each.name for each in tinys}
+    by_stage = Counter((each.system, each.stage, each.scale) for each in trained)
+    (decoder,) = (stage for stage, n in by_stage.items() if n == 1)
+    assert decoder == ("decoder", "pretrain", "tiny") and set(by_stage.values()) == {1, 3}
+    for each in trained:
+        before = each.before
+        assert before is None or before.system == "decoder" or before.seed == each.seed, "a seed goes all the way"
+
+
+def test_each_system_is_compared_with_standard_rag_of_the_same_seed(plan: Plan) -> None:
+    phases = plan(main_table)
+    assert [each.name for each in phases["compare"].jobs] == [
+        f"main_table-{suite}" for suite in ("nq", "triviaqa", "popqa", "same-relation")
+    ]
+    for compared in phases["compare"].jobs:
+        (reference,) = {other.name for _, other in compared.contrasts}
+        assert reference == "standard_rag"
+        names = [way.name for way, _ in compared.contrasts]
+        assert len(set(names)) == len(names) == 14
+        for way, other in compared.contrasts:
+            assert all(cell in phases["evaluate"].jobs for cell in (*way.cells, *other.cells))
+            if way.name == "no_context":
+                assert [cell.checkpoint for cell in way.cells] == [cell.checkpoint for cell in other.cells]
+
+
+def test_a_smoke_of_the_main_table_is_one_seed_and_few_questions(plan: Plan) -> None:
+    whole, smoke = cells(plan(main_table)["evaluate"]), cells(plan(main_table, budget="smoke")["evaluate"])
+    assert {cell.limit for cell in whole} == {None} and {cell.limit for cell in smoke} == {8}
+    assert [replace(cell, limit=None) for cell in smoke] == [
+        cell for cell in whole if cell.checkpoint in {each.checkpoint for each in smoke}
+    ]
+    assert {cell.limit for cell in cells(plan(main_table, budget="smoke", limit=3)["evaluate"])} == {3}
+
+
+def test_on_real_questions_a_decoder_of_ones_own_is_read_by_what_needs_no_training(plan: Plan, tmp_path: Path) -> None:
+    (tmp_path / "root" / "hub").mkdir(parents=True)
+    phases = plan(main_table, data=tmp_path / "root", checkpoint="DECODER")
+    assert list(phases) == ["retrieve", "evaluate", "compare", "tables"]
+    asked = cells(phases["evaluate"])
+    assert {cell.checkpoint for cell in asked} == {"DECODER"}
+    assert {cell.suite for cell in asked} == {"nq", "triviaqa", "popqa"}, "the set of the same relation is the world's"
+    assert {cell.system for cell in asked} == {
+        "standard_rag", "no_context", "replug", "llama_k", "extract", "kv_reuse_plain"
+    }  # fmt: skip
+    assert {cell.limit for cell in asked} == {None}
+    assert {cell.max_new_tokens for cell in asked} == {16}
+
+
+def test_a_seed_of_the_recipes_own_names_the_same_training(tmp_path: Path) -> None:
+    last = job(runs=tmp_path)
+    assert seeded(last, 0).name == last.name
+    assert len({seeded(last, seed).name for seed in (0, 1, 2)}) == 3
+    assert [each.seed for each in seeded(last, 1).chain] == [None] + [1] * len(ORDER)
+
+
+# The paper's training
+
+PAPER_STAGES = ("reconstruction", "cpt", "mixed", "finetune", "policy")
+
+
+def test_the_paper_trains_its_stages_in_order_on_64_gpus_and_fills_a_table(plan: Plan) -> None:
+    phases = plan(paper, device="cuda", checkpoint="LLAMA")
+    assert list(phases) == [*PAPER_STAGES, "retrieve", "evaluate", "compare", "tables"]
+    before: Any = Path("LLAMA")
+    planned = make_plan("paper", k=16, mfu=0.4, price_usd=2.5)
+    for title in PAPER_STAGES:
+        (each,) = phases[title].jobs
+        assert isinstance(each, TrainJob)
+        assert (each.stage, each.scale, each.start) == (title, "paper-k16", before)
+        assert (each.nodes, each.tasks_per_node, each.device) == (8, 8, "cuda")
+        recipe = each.recipe()
+        stage = planned.stages[title]
+        assert (recipe.stage.optimizer.lr, recipe.stage.steps) == (stage.lr, stage.steps)
+        assert phases[title].gpu_hours == stage.gpu_hours
+        before = each
+    asked = cells(phases["evaluate"])
+    assert {cell.checkpoint for cell in asked} == {"LLAMA", str(before.checkpoint)}
+    assert {expanded(cell) for cell in asked if cell.system == "refrag_v2"} == {(0.0, "none"), (0.1, "policy")}
+
+
+@pytest.mark.parametrize("k", [8, 16, 32, 64])
+def test_the_papers_scale_is_its_k(plan: Plan, k: int) -> None:
+    phases = plan(paper, device="cuda", budget=f"k{k}")
+    assert {each.recipe().model.k for title in PAPER_STAGES for each in phases[title].jobs} == {k}
+    assert phases["cpt"].gpu_hours == make_plan("paper", k=k, mfu=0.4, price_usd=2.5).stages["cpt"].gpu_hours
+    assert {cell.options["k"] for cell in cells(phases["evaluate"]) if cell.system == "refrag_v2"} == {k}
+
+
+def test_a_smoke_of_the_paper_has_its_phases_rates_and_order_in_two_processes(plan: Plan) -> None:
+    whole, smoke = plan(paper, device="cuda"), plan(paper, budget="smoke")
+    assert [title for title in smoke if title not in ("train", "data")] == list(whole)
+    start = None
+    for title in PAPER_STAGES:
+        (large,), (small,) = whole[title].jobs, smoke[title].jobs
+        ours, theirs = small.recipe(), large.recipe()
+        same = {"steps": ours.stage.steps, "checkpoint_every": ours.stage.checkpoint_every}
+        assert ours.stage == replace(theirs.stage, **same) and ours.stage.steps < 10
+        assert ours.requires == theirs.requires
+        assert ours.model == replace(theirs.model, encoder=ours.model.encoder)
+        assert (small.nodes, small.tasks_per_node, small.device) == (1, 1 if title == "policy" else 2, "cpu")
+        assert small.start == start and small.obstacles == ()
+        start = small
+    decoder, *_ = smoke["train"].jobs
+    assert decoder.checkpoint == smoke["reconstruction"].jobs[0].before.checkpoint
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"device": "cpu"}, "trains 64 processes with a GPU each: --device cuda"),
+        ({"budget": "k7"}, "unknown scale of experiment 'paper' 'k7'.*k16, k32, k64, k8, smoke"),
+        ({"budget": "smoke", "checkpoint": "x"}, "leave --data and --checkpoint out"),
+    ],
+)
+def test_what_the_paper_does_not_take(plan: Plan, asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        plan(paper, **asked)
+
+
+def test_a_training_says_what_stands_in_its_way(tmp_path: Path, accepted: Path) -> None:
+    def obstacles(stage: str, **changes: Any) -> tuple[str, ...]:
+        return job(stage, tmp_path, **changes).obstacles
+
+    text = "nothing here reads 20 B tokens of long text as a stream in the decoder's own vocabulary yet"
+    no_start = "there is no decoder to start from (--checkpoint)"
+    assert obstacles("reconstruction", scale="paper-k16") == (text, no_start)
+    assert obstacles("reconstruction", scale="paper-k16", start=Path("x")) == (text,)
+    assert obstacles("cpt", scale="paper-k16") == (text,)
+    assert obstacles("policy", scale="paper-k16-smoke") == ()
+    assert obstacles("policy", scale="paper-k16-smoke", nodes=2) == ("a policy's training is for one process yet",)
+    assert obstacles("cpt", tasks_per_node=2) == ("Muon is for one process yet",)
+    assert obstacles("cpt") == ()
+    assert obstacles("finetune", scale="fsdp", nodes=2, tasks_per_node=2) == ()
+    accept(accepted, job("cpt", tmp_path))
+    assert obstacles("cpt", tasks_per_node=2) == (), "what is there need not be trained"
 
 
 # Training in order

@@ -90,7 +90,9 @@ EXPERIMENTS: Mapping[str, str] = {
     "latency": "slurm.sweeps.latency:latency",
     "passkey": "slurm.sweeps.passkey:passkey",
     "real": "slurm.sweeps.real:real",
+    "main_table": "slurm.sweeps.main_table:main_table",
     "fsdp": "slurm.sweeps.fsdp:fsdp",
+    "paper": "slurm.sweeps.paper:paper",
 }
 
 

@@ -16,6 +16,9 @@ experiments:
   tiny   the synthetic world: every system on three suites and on the same-relation hard set, with REFRAG v2 at k = 8,
          16 and 32; what is expanded (nothing, by chance, by the policy, by an oracle, everything); who answers first.
          Starts from the accepted checkpoints; --from-scratch trains everything (offline; minutes on 2 cores)
+  main_table
+         every system on every suite, three trainings each, and its paired difference to standard RAG; with --data and
+         --checkpoint, what needs no training of its own on real questions
   selection
          does GRPO teach the policy anything: three seeds against their own start and against chance, paired tests
   expansion
@@ -38,6 +41,8 @@ experiments:
   real   NQ, TriviaQA and PopQA questions over the corpus of a data root: indexes it with BM25, FAISS and Qdrant,
          freezes every retrieval, prints hit@1/5/20, and evaluates the tiny decoder on it (scores near zero: it has
          never read natural language; give --checkpoint for a decoder that has)
+  paper  the paper's training on 64 GPUs, then the main table; refused with its reasons as long as some of it cannot
+         run; --scale smoke is the same phases in minutes. For a cluster alone: refrag-bench sweep submit paper
   fsdp   two nodes of two ranks train a small REFRAG stage, one process trains the same; the loss curves are compared.
          For a cluster alone: refrag-bench sweep submit fsdp --cluster NAME"""
 

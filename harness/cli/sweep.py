@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.config import load, plain
+from harness.errors import InputError
 
 if TYPE_CHECKING:
     from slurm.sweep import Sweep
     from slurm.watch import Status, Watcher
 
-HELP = "run an experiment as jobs of a cluster: submit, status, watch, cancel, resume, logs"
+HELP = "run an experiment as jobs of a cluster: submit, status, watch, cancel, resume, logs, clean"
 
 DESCRIPTION = """\
 Every job of an experiment becomes a job of the cluster: those of a phase that ask for the same are one array, and a
@@ -25,11 +26,14 @@ phase starts when the one before it has succeeded. Jobs run the commit that is c
 so the tree may be edited meanwhile. What has a result is not run again.
 
   submit   work out the jobs and give them to the cluster; exit code 2 and nothing submitted where anything is wrong
-  status   where every job stands now; exit code 1 where something failed or waits for somebody
+  status   where every job stands now; exit code 1 where something failed or waits for somebody, 2 where the controller
+           does not answer
   watch    the same until nothing more happens; ending it ends no job
   cancel   end what waits and runs; what is done stays
   resume   submit again what failed, was cancelled, got lost or never started; release what is held
   logs     what a job wrote, all attempts
+  clean    remove the code of a sweep of which nothing waits or runs; its logs, states and results stay. What failed
+           cannot be resumed then, only submitted anew
 
 Clusters are named profiles (`refrag-bench doctor --cluster NAME` checks one): h100, slurm-local (`refrag-bench cluster
 up`), and local: processes of this machine, for which submit and resume stay until the end."""
@@ -40,7 +44,8 @@ examples:
   refrag-bench sweep submit k_ablation --cluster h100 --parallel 16 --watch
   refrag-bench sweep status                     the newest sweep
   refrag-bench sweep logs k_ablation-20260101-120000-beef 7
-  refrag-bench sweep resume --watch"""
+  refrag-bench sweep resume --watch
+  refrag-bench sweep clean k_ablation-20260101-120000-beef"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,6 +75,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         actions.add_parser(name, help=help_).add_argument(
             "sweep", nargs="?", metavar="ID", help="default: the newest sweep"
         )
+    clean = actions.add_parser("clean", help="remove the code of a sweep that is over")
+    clean.add_argument("sweep", metavar="ID", help="never the newest by default: it cannot be resumed afterwards")
     named = actions.choices
     named["logs"].add_argument("job", nargs="?", type=int, metavar="JOB", help="its number (default: all that failed)")
     named["status"].add_argument("--all", action="store_true", help="every job, not only what is not done")
@@ -106,12 +113,16 @@ def _submit(args: argparse.Namespace) -> int:
     if args.dry_run:
         print(load("slurm.submission:describe")(asked, profile, **settings))
         return 0
-    sweep = load("slurm.submission:create")(asked, profile, dirty=args.dirty, **settings)
+    sweep = load("slurm.submission:create")(asked, profile, dirty=args.dirty, online=args.allow_download, **settings)
     return _resume(sweep, args)
 
 
 def _resume(sweep: Sweep, args: argparse.Namespace) -> int:
-    """In the sweep's own code: this process goes on there if it is another's."""
+    """In the sweep's own code: this process goes on there if it is another's. Raises ``InputError`` without any."""
+    if not sweep.code.exists():
+        raise InputError(f"sweep {sweep.header.id} was cleaned, its code is gone; submit the experiment again")
+    if sweep.header.online:
+        os.environ.pop("HF_HUB_OFFLINE", None)  # which this call has set, being without the option
     if not load("slurm.launch:in_own_code")(sweep):
         return _in_its_code(sweep, args)
     profile = load("slurm.cluster:find_profile")(sweep.header.cluster)
@@ -128,7 +139,7 @@ def _resume(sweep: Sweep, args: argparse.Namespace) -> int:
 
 
 def _in_its_code(sweep: Sweep, args: argparse.Namespace) -> int:
-    online = ["--allow-download"] if args.allow_download else []
+    online = ["--allow-download"] if args.allow_download or sweep.header.online else []
     command = [sys.executable, "-m", "harness.cli.main", "sweep", *online, "resume", sweep.header.id]
     command += ["--runs", sweep.header.asked["runs"], *(["--watch"] if args.watch else [])]
     child = subprocess.Popen(command, cwd=sweep.code, env={**os.environ, "PYTHONPATH": str(sweep.code.resolve())})
@@ -186,6 +197,21 @@ def _cancel(sweep: Sweep, _: argparse.Namespace) -> int:
     return 0
 
 
+def _clean(sweep: Sweep, _: argparse.Namespace) -> int:
+    with sweep.held():
+        status = _watcher(sweep).settled()
+        if status.problem:
+            raise InputError(status.problem)
+        live = [row for row in status.rows if row.state in load("slurm.watch:LIVE") or row.state == "held"]
+        if live:
+            raise InputError(
+                f"{len(live)} jobs of sweep {sweep.header.id} wait or run; `refrag-bench sweep cancel` ends them"
+            )
+        load("slurm.checkout:remove")(sweep.folder)
+    print(f"{sweep.header.id}: code removed")
+    return 0
+
+
 def _logs(sweep: Sweep, args: argparse.Namespace) -> int:
     print(load("slurm.logs:read")(sweep, _watcher(sweep), args.job), end="")
     return 0
@@ -197,4 +223,4 @@ def _say(status: Status) -> int:
     return status.code
 
 
-_ACTIONS = {"status": _status, "watch": _watch, "cancel": _cancel, "resume": _resume, "logs": _logs}
+_ACTIONS = {"status": _status, "watch": _watch, "cancel": _cancel, "resume": _resume, "logs": _logs, "clean": _clean}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +51,11 @@ class RetrieveJob:
     @property
     def title(self) -> str:
         return f"retrieve {self.suite} with {self.retriever}, {self.setting.name}"
+
+    @property
+    def obstacles(self) -> tuple[str, ...]:
+        there = self.data or os.environ.get("REFRAG_DATA")
+        return () if there else ("there is no data root with a corpus (--data)",)
 
     def run(self, progress: Progress | None = None) -> Frozen:
         root = DataRoot.open(self.data)

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from harness import provenance
 from harness.cli.catalog import RECIPES, find
 from harness.config import digest
+from harness.data.missing import Missing
 from harness.data.stream.windows import name_of
 from harness.data.text_practice import TextExercise
 from harness.errors import InputError, unknown
 from harness.train.export import read_training
+from harness.train.stage import Muon
 from slurm.jobs import Progress
 
 if TYPE_CHECKING:
@@ -30,7 +32,8 @@ class Recipe(Protocol):
 
     ``after`` is the stage whose checkpoint it starts from, as (system, stage, scale); None starts from nothing.
     ``requires`` names the stages ("system/stage") that must be in that checkpoint's lineage. ``stored_as`` is the
-    dtype of the exported weights, whatever they were trained in.
+    dtype of the exported weights, whatever they were trained in. A recipe that several processes cannot train together
+    yet has a ``for_one`` beside all this, which says what of it that is.
     """
 
     @property
@@ -158,6 +161,20 @@ class TrainJob:
     @property
     def finished(self) -> bool:
         return (self.checkpoint / "config.json").exists()
+
+    @property
+    def obstacles(self) -> tuple[str, ...]:
+        """Why this training cannot run, as far as that is known before anything does."""
+        if self.finished:
+            return ()
+        recipe: Any = self.recipe()
+        found = [recipe.data.said] if isinstance(recipe.data, Missing) else []
+        if recipe.after is None and recipe.init is None and self.start is None:
+            found.append("there is no decoder to start from (--checkpoint)")
+        if self.nodes * self.tasks_per_node > 1:
+            muon = "Muon" if isinstance(recipe.stage.optimizer, Muon) else ""
+            found += [f"{what} is for one process yet" for what in (muon, getattr(recipe, "for_one", "")) if what]
+        return tuple(found)
 
     def run(self, progress: Progress | None = None) -> Path:
         """Train from the newest checkpoint, if any, and export; returns the exported folder.

@@ -173,11 +173,7 @@ def tiny(
 
         def rows(suite: str) -> list[EvaluateJob]:
             """Every system at the most passages, standard RAG first."""
-            systems: list[tuple[str, str, Mapping[str, Any]]] = [
-                *((system, rag, options) for system, options in ON_STANDARD_RAG),
-                *((system, baselines[system], options) for system, options in ON_THEIR_OWN),
-                *(("refrag_v2", refrags[k], {"k": k, **NOTHING}) for k in COMPARED),
-            ]
+            systems = every_system(rag, baselines, {k: refrags[k] for k in COMPARED})
             return [cell(suite, MOST, system, of, options, SYSTEMS) for system, of, options in systems]
 
         compared = {suite: rows(suite) for suite in ("same_relation", *SUITES)}
@@ -195,6 +191,21 @@ def tiny(
     experiments = [TablesJob(experiment=name, runs=runs, out=out) for name in drawn]
     yield Phase(title="tables", jobs=[*experiments, *beside])
     yield Phase(title="report", jobs=[ReportJob(runs=runs, out=out / "report.html")])
+
+
+def every_system(
+    rag: str, baselines: Mapping[str, str], refrags: Mapping[int, str]
+) -> list[tuple[str, str, Mapping[str, Any]]]:
+    """Systems as (name, checkpoint, settings), standard RAG first.
+
+    ``rag`` is the checkpoint of all that have no training of their own, ``baselines`` are those of others by name, and
+    ``refrags`` REFRAG v2's by k; who has no checkpoint is left out.
+    """
+    return [
+        *((system, rag, options) for system, options in ON_STANDARD_RAG),
+        *((system, baselines[system], options) for system, options in ON_THEIR_OWN if system in baselines),
+        *(("refrag_v2", of, {"k": k, **NOTHING}) for k, of in refrags.items()),
+    ]
 
 
 def baseline_training(system: str, runs: Path, device: str, budget: str, *, from_scratch: bool) -> TrainJob:
