@@ -29,6 +29,7 @@ VERBS = (
     "latency",
     "tables",
     "report",
+    "gate",
     "ledger",
     "plan",
     "sweep",
