@@ -55,8 +55,12 @@ class Report:
         found = [(one.verdict, f"{one.what}: {one.why}") for one in self.answers]
         if self.times and self.times.problem:
             found.append((NOT_JUDGED, f"times: {self.times.problem}"))
-        if self.times:
-            found += [(one.verdict, f"{one.what}: {one.why}") for one in self.times.verdicts]
+        timed = self.times.verdicts if self.times else ()
+        if timed and all(one.p is None for one in timed):
+            widest = max(timed, key=lambda one: one.same[2] / one.same[1])
+            found.append((NOT_JUDGED, f"times: none of {len(timed)}; {widest.what}: {widest.why}"))
+        else:
+            found += [(one.verdict, f"{one.what}: {one.why}") for one in timed]
         return found
 
     @property

@@ -169,11 +169,10 @@ def calm(same: Rounds, *, margin: float = MARGIN) -> bool:
 
 
 def _verdict(noise: Mean, mean: Mean | None, p: float | None, margin: float) -> tuple[str, str]:
-    low, high = (math.exp(end) for end in noise.interval)
     if mean is None or p is None:
-        return NOT_JUDGED, (
-            f"A/A differs: the base against itself is {low:.3f} to {high:.3f}, beyond the margin of {100 * margin:g} %"
-        )
+        low, high = (math.exp(end) for end in noise.interval)
+        what = "too noisy for" if low < 1 < high else "differs by more than"
+        return NOT_JUDGED, f"A/A {what} a margin of {100 * margin:g} %: the base over itself is {low:.3f} to {high:.3f}"
     if p < ALPHA:
         return REGRESSION, f"slower by {100 * math.expm1(mean.value):.1f} %, the margin is {100 * margin:g} %"
     if (mean.interval[1] - mean.interval[0]) / 2 > math.log1p(margin):

@@ -1,7 +1,7 @@
 """One commit at work: answers what the gate asks, a JSON line for a JSON line, with the code of its own worktree.
 
-Started by its path, ``python -P worker.py WORKTREE TIMING``, with the worktree on PYTHONPATH: so this file and the clock
-(``harness/timing.py`` at TIMING) are the gate's, the same for both commits, and everything else is the commit's. Of its
+Started by its path, ``python -P worker.py WORKTREE TIMING``, with the worktree on PYTHONPATH: so this file and the
+clock (``harness/timing.py`` at TIMING) are the gate's, the same for both commits, and all else is the commit's. Of its
 code this file uses no more than the jobs ``WorldJob``, ``RetrieveJob`` and ``EvaluateJob``, the catalog of experiments
 and ``score_answer``; a commit where one of these is something else cannot be judged.
 
