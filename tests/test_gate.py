@@ -177,7 +177,7 @@ PLANTED = {
         "harness/model/splice.py",
         "[(-1 - codes_BT).clamp(min=0)]",
         "[((-1 - codes_BT).clamp(min=0) + 1) % chunks_NE.shape[0]]",
-        "regression: refrag_v2 k=8 policy, same_relation: EM: ",
+        "regression: refrag_v2 k=8 policy, nq: EM: ",
     ),
     "EM normalisation": (
         "harness/metrics.py",

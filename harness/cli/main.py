@@ -30,6 +30,7 @@ VERBS = (
     "tables",
     "report",
     "gate",
+    "history",
     "ledger",
     "plan",
     "sweep",

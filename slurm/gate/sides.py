@@ -85,3 +85,9 @@ def worktree(side: Side, below: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         checkout.git("worktree", "prune")
+
+
+def ancestors(name: str) -> list[str]:
+    """Every commit that led to ``name``, itself too, the oldest first. Raises ``InputError`` as ``commit_of`` does."""
+    commit = commit_of(name).source.commit
+    return checkout.git("rev-list", "--topo-order", "--reverse", commit).decode().split()
