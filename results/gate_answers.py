@@ -245,7 +245,7 @@ def _score(
         verdict, why = (
             REGRESSION,
             (
-                f"{SCORES[figure]} {100 * sum(before) / test.n:.1f} to {100 * sum(after) / test.n:.1f}: "
+                f"{100 * sum(before) / test.n:.1f} to {100 * sum(after) / test.n:.1f}: "
                 f"{test.b_higher} questions lost, {test.a_higher} won, p {p:.2g}"
             ),
         )

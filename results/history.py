@@ -138,8 +138,8 @@ def read(runs: Path, records: Path, *, suites: str, order: Sequence[str]) -> His
     Raises ``InputError`` where no gate of ``suites`` left anything.
     """
     found: dict[Series, dict[str, list[tuple[float, float]]]] = {}
-    for commit, series, value, error in _points(runs, records, suites):
-        found.setdefault(series, {}).setdefault(commit, []).append((value, error))
+    for commit, of, value, error in _points(runs, records, suites):
+        found.setdefault(of, {}).setdefault(commit, []).append((value, error))
     if not found:
         raise InputError(
             f"no gate of suites {suites!r} below {runs / 'gate' / 'gates'} or {records / 'gate'}; make one with "
@@ -147,14 +147,14 @@ def read(runs: Path, records: Path, *, suites: str, order: Sequence[str]) -> His
         )
     with_points = {commit for commits in found.values() for commit in commits}
     series = {
-        of: [_pooled(commit, found[of][commit]) for commit in order if commit in found[of]]
-        for of in sorted(found, key=lambda of: (of.kind, of.name))
+        one: [_pooled(commit, found[one][commit]) for commit in order if commit in found[one]]
+        for one in sorted(found, key=lambda one: (one.kind, one.name))
     }
     return History(
         suites=suites,
         commits=[commit for commit in order if commit in with_points],
-        series={of: points for of, points in series.items() if points},
-        steps=[step for of, points in series.items() for step in steps(of, points)],
+        series={one: points for one, points in series.items() if points},
+        steps=[step for one, points in series.items() for step in steps(one, points)],
         left_out=sorted(with_points - set(order)),
     )
 

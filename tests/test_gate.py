@@ -108,7 +108,7 @@ def test_the_report_names_what_failed_and_runs_nothing_of_what_it_shows() -> Non
     assert (one.verdict, one.exit_code) == ("regression", 1)
     assert [verdict for verdict, _ in one.named] == ["regression", "not judged"]
     text = one.text()
-    assert "regression: cell: EM: EM 100.0 to 0.0: 60 questions lost, 0 won" in text
+    assert "regression: cell: EM: 100.0 to 0.0: 60 questions lost, 0 won" in text
     assert "not judged: other: base: a crash" in text
     assert "flips, cell: EM: 60" in text and "and 50 more" in text
     assert "  lost  question 0  base 'yes', candidate '<script>alert(1)</script>', gold 'yes'" in text

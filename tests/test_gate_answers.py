@@ -45,11 +45,13 @@ def test_lost_questions_are_a_regression_and_are_listed() -> None:
     base, candidate = answers([1] * 60), answers([0] * 20 + [1] * 40)
     one = only(judge({"cell": (base, candidate)}))
     assert (one.verdict, one.what) == (REGRESSION, "cell: EM")
-    assert one.why.startswith("EM 100.0 to 66.7: 20 questions lost, 0 won, p ")
+    assert one.why.startswith("100.0 to 66.7: 20 questions lost, 0 won, p ")
     assert [flip.id for flip in one.flips] == [f"q{number}" for number in range(20)]
     flip = one.flips[0]
     assert (flip.question, flip.base, flip.candidate, flip.golds) == ("question 0", "yes", "no 0", ["yes"])
     assert (one.changed, one.base, one.candidate) == (20, 1.0, pytest.approx(2 / 3))
+    mixed = only(judge({"cell": (answers([0, 0] + [1] * 58), answers([1] * 57 + [0] * 3))}))
+    assert [flip.id for flip in mixed.flips] == ["q57", "q58", "q59", "q0", "q1"], "lost ones first"
     better = only(judge({"cell": (candidate, base)}))
     assert (better.verdict, better.difference) == (PASS, pytest.approx(1 / 3))
 
