@@ -112,8 +112,8 @@ def test_the_detectable_slow_down_is_detected_as_often_as_it_says() -> None:
 
 def test_a_machine_that_cannot_tell_a_commit_from_itself_is_told_so() -> None:
     rng = np.random.default_rng(4)
-    slower, faster, noisy = normal(rng, 0.02, 1.2), normal(rng, 0.02, 1 / 1.2), normal(rng, 0.9)
-    quiet, differs = normal(rng, 0.02), "A/A differs by more than a margin of 5 %"
+    slower, noisy, quiet = normal(rng, 0.02, 1.2), normal(rng, 0.9), normal(rng, 0.02)
+    faster, differs = normal(rng, 0.02, 1 / 1.2), "A/A differs by more than a margin of 5 %"
     for same, why in ((slower, differs), (faster, differs), (noisy, "A/A too noisy for a margin")):
         assert not calm(same)
         verdicts = judge(same, None)
