@@ -29,13 +29,12 @@ class Source:
 
 def source(*, dirty: bool) -> Source:
     """What would be launched. Raises ``InputError`` outside git, and for uncommitted changes unless ``dirty``."""
-    commit = _git("rev-parse", "HEAD").decode().strip()
-    changed = _git("status", "--porcelain").decode().splitlines()
+    commit = git("rev-parse", "HEAD").decode().strip()
+    changed = git("status", "--porcelain").decode().splitlines()
     if changed and not dirty:
         files = ", ".join(line[3:] for line in changed[:3]) + (", ..." if len(changed) > 3 else "")
         raise InputError(
-            f"uncommitted changes in {ROOT} ({files}): commit them, or give --dirty to run them and keep their diff "
-            "with the sweep"
+            f"uncommitted changes in {ROOT} ({files}): commit them, or give --dirty to run them and keep their diff"
         )
     return Source(commit=commit, diff=_diff() if changed else b"")
 
@@ -43,10 +42,10 @@ def source(*, dirty: bool) -> Source:
 def check_out(source: Source, folder: Path) -> Path:
     """A worktree of ``source`` in ``folder``/code, its diff beside it; the worktree."""
     code = folder / "code"
-    _git("worktree", "add", "--quiet", "--detach", str(code), source.commit)
+    git("worktree", "add", "--quiet", "--detach", str(code), source.commit)
     if source.diff:
         write_atomically(folder / DIFF, source.diff)
-        _git("apply", "--whitespace=nowarn", str(folder / DIFF), at=code)
+        git("apply", "--whitespace=nowarn", str(folder / DIFF), at=code)
     return code
 
 
@@ -58,21 +57,22 @@ def remove(folder: Path) -> None:
     code = folder / "code"
     if not code.exists():
         return
-    clone = _git("rev-parse", "--path-format=absolute", "--git-common-dir", at=code).decode().strip()
-    _git("worktree", "remove", "--force", str(code.absolute()), at=Path(clone))
+    clone = git("rev-parse", "--path-format=absolute", "--git-common-dir", at=code).decode().strip()
+    git("worktree", "remove", "--force", str(code.absolute()), at=Path(clone))
 
 
 def _diff() -> bytes:
     """All that differs from HEAD, untracked files too, without touching the index."""
     with TemporaryDirectory() as scratch:
         index = {"GIT_INDEX_FILE": f"{scratch}/index"}
-        _git("read-tree", "HEAD", environment=index)
-        _git("add", "--all", environment=index)
+        git("read-tree", "HEAD", environment=index)
+        git("add", "--all", environment=index)
         # Plumbing: what a user has set for `git diff` (noprefix, an external tool) is not a patch to apply.
-        return _git("diff-index", "--cached", "--binary", "--no-ext-diff", "--patch", "HEAD", environment=index)
+        return git("diff-index", "--cached", "--binary", "--no-ext-diff", "--patch", "HEAD", environment=index)
 
 
-def _git(*arguments: str, at: Path | None = None, environment: dict[str, str] | None = None) -> bytes:
+def git(*arguments: str, at: Path | None = None, environment: dict[str, str] | None = None) -> bytes:
+    """What git says in the worktree ``at`` (ROOT). Raises ``InputError`` with its last line where it fails."""
     at = at or ROOT
     try:
         done = subprocess.run(

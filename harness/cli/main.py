@@ -30,6 +30,8 @@ VERBS = (
     "latency",
     "tables",
     "report",
+    "gate",
+    "history",
     "ledger",
     "plan",
     "sweep",

@@ -1,0 +1,286 @@
+"""Run a gate: two worktrees, the answers of both, their times in turn, and what is judged of them.
+
+    runs/gate/commits/<commit>/<environment>/<suite>/<system>/<run_id>/  predictions of a commit, as any run leaves them
+    runs/gate/commits/<commit>/<environment>/asked/<digest>.json         which of them a gate of those settings reads
+    runs/gate/gates/<base>-<candidate>-<digest>-<n>/                     one gate: its candidate's predictions, the
+                                                                         seconds of all rounds, logs; report.json last
+
+A base that was answered under the same settings in the same environment is read from there and not run again. A
+candidate is always run: compared with itself it has to answer alike, which a stored answer would not show. Its
+predictions are stored when the gate is done, for the day when it is the base. A gate that was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from harness import provenance
+from harness.config import digest, plain
+from harness.errors import InputError
+from harness.files import write_atomically
+from harness.progress import bar, say
+from harness.record import read_rows
+from results import gate_answers, gate_times
+from results.gate_answers import PROBES, Answers, AnswerVerdict
+from results.gate_report import Report, Times, speeds
+from slurm.gate.asking import Worker, WorkerFailed
+from slurm.gate.rounds import PROMPTS, WARM_UP, measure
+from slurm.gate.sets import LANES, SMOKE, SMOKE_LIMIT, check_set
+from slurm.gate.sides import Side, candidate_of, commit_of, worktree
+
+PARTS = ("answers", "times")
+# What does not move an answer or belongs to one run alone.
+PASSING = ("commit", "dirty", "created", "threads", "slurm_job", "attempt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateJob:
+    """``candidate`` None is what is checked out. Margins are shares: 0.02 is two points, 0.05 is 5 %."""
+
+    base: str
+    candidate: str | None
+    dirty: bool
+    suites: str
+    parts: tuple[str, ...]
+    limit: int | None
+    rounds: int
+    margin: float
+    time_margin: float
+    data: Path | None
+    device: str
+    runs: Path
+
+    def run(self) -> Report:
+        """The report, which lies in the gate's folder too. Raises ``InputError`` for what cannot be asked."""
+        fewest = gate_times.FEWEST_BLOCKS * gate_times.BLOCK
+        check_set(self.suites)
+        if self.rounds < fewest or (self.limit is not None and self.limit < 1):
+            raise InputError(f"expected at least {fewest} rounds and 1 question, got {self.rounds} and {self.limit}")
+        if not (0 <= self.margin < 1 and 0 < self.time_margin < 1):
+            raise InputError(
+                f"expected a margin of at least 0 and one of times above 0, both below 100 %, got "
+                f"{100 * self.margin:g} and {100 * self.time_margin:g}"
+            )
+        base, candidate = commit_of(self.base), candidate_of(self.candidate, dirty=self.dirty)
+        environment = {k: v for k, v in provenance.collect(self.device).items() if k not in PASSING}
+        folder = self._folder(base, candidate, environment)
+        say(f"[bold]gate {self.suites}[/bold]  base {base.short}, candidate {candidate.short}, in {folder}")
+        with ExitStack() as stack:
+            trees = {
+                name: stack.enter_context(worktree(side, self.work / "code"))
+                for name, side in (("base", base), ("candidate", candidate))
+            }
+            stored = self.work / "commits" / base.identity / digest(environment)
+            answers: list[AnswerVerdict] = []
+            records: dict[str, Any] = {}
+            if "answers" in self.parts:
+                answers, records = self._answers(trees, folder, stored)
+            times = self._times(trees, folder, stored) if "times" in self.parts else None
+        report = Report(
+            suites=self.suites,
+            base=_described(base),
+            candidate=_described(candidate),
+            settings={
+                "limit": self._limit,
+                "rounds": self.rounds,
+                "margin": self.margin,
+                "time_margin": self.time_margin,
+                "device": self.device,
+                "data": None if self.data is None else self.data.name,
+            },
+            answers=answers,
+            times=times,
+            records=records,
+            provenance=provenance.collect(self.device),
+        )
+        if records:
+            self._store(folder / "candidate", self.work / "commits" / candidate.identity / digest(environment))
+        write_atomically(folder / "report.json", json.dumps(report.as_json(), indent=1, ensure_ascii=False) + "\n")
+        return report
+
+    @property
+    def work(self) -> Path:
+        return self.runs.absolute() / "gate"
+
+    @property
+    def _limit(self) -> int | None:
+        return self.limit or (SMOKE_LIMIT if self.suites == "smoke" else None)
+
+    def _asked(self) -> dict[str, Any]:
+        """What a commit is asked for its answers."""
+        smoke = self.suites == "smoke"
+        return {
+            "cells": plain(SMOKE) if smoke else None,
+            "experiment": None if smoke else self.suites,
+            "limit": self._limit,
+            "data": None if self.data is None else str(self.data.absolute()),
+            "device": self.device,
+        }
+
+    def _folder(self, base: Side, candidate: Side, environment: Mapping[str, Any]) -> Path:
+        """Of this gate: the first number that is not finished."""
+        sides = [base.identity, candidate.identity]
+        name = digest([sides, self._asked(), self.rounds, self.margin, self.time_margin, self.parts, environment])
+        stem = self.work / "gates" / f"{base.short}-{candidate.short}-{name[:8]}"
+        folder = next(
+            folder
+            for folder in (stem.with_name(f"{stem.name}-{number}") for number in count(1))
+            if not (folder / "report.json").exists()
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def _answers(
+        self, trees: Mapping[str, Path], folder: Path, stored: Path
+    ) -> tuple[list[AnswerVerdict], dict[str, Any]]:
+        """What is judged of the answers, and the candidate's records by cell."""
+        found: dict[str, dict[str, Path] | str] = {}
+        metrics: dict[str, Any] = {}
+        for name, runs in (("base", stored), ("candidate", folder / "candidate")):
+            try:
+                with Worker(trees[name], folder / "log" / f"{name}.log") as commit:
+                    metrics[name] = commit.ask("score", pairs=plain(PROBES))
+                    found[name] = self._stored(runs) if name == "base" and self._index(runs).exists() else {}
+                    if not found[name]:
+                        found[name] = self._evaluated(commit, name, runs)
+                    else:
+                        say(f"  base: predictions are stored already, below {runs}")
+            except WorkerFailed as error:
+                found[name] = str(error)
+        verdicts = [gate_answers.judge_metric(metrics["base"], metrics["candidate"])] if len(metrics) == 2 else []
+        cells = list(dict.fromkeys(cell for side in found.values() if isinstance(side, dict) for cell in side)) or [
+            self.suites
+        ]
+        pairs = {cell: (_read(found["base"], cell), _read(found["candidate"], cell)) for cell in cells}
+        verdicts += gate_answers.judge(pairs, margin=self.margin)
+        candidate = found["candidate"]
+        records = {}
+        if isinstance(candidate, dict):
+            for cell, run in candidate.items():
+                if isinstance(run, Path):
+                    records[cell] = json.loads((run / "record.json").read_text(encoding="utf-8"))
+        return verdicts, records
+
+    def _evaluated(self, commit: Worker, name: str, runs: Path) -> dict[str, Any]:
+        """The run folders of one commit by cell, or why a cell has none; all of them stored if none failed."""
+        with bar(f"  {name}: data and retrieval") as progress:
+            cells = commit.ask("prepare", progress, runs=str(runs), **self._asked())
+        found: dict[str, Any] = {}
+        for number, cell in enumerate(cells, start=1):
+            with bar(f"  {name}: {cell} ({number} of {len(cells)})") as progress:
+                try:
+                    found[cell] = Path(commit.ask("evaluate", progress, cell=cell))
+                except WorkerFailed as error:
+                    found[cell] = str(error)
+                    say(f"  {name}: {cell}: {error}")
+        if all(isinstance(run, Path) for run in found.values()):
+            index = self._index(runs)
+            index.parent.mkdir(parents=True, exist_ok=True)
+            names = {cell: run.relative_to(runs).as_posix() for cell, run in found.items()}
+            write_atomically(index, json.dumps(names, indent=1) + "\n")
+        return found
+
+    def _index(self, runs: Path) -> Path:
+        return runs / "asked" / f"{digest(self._asked())}.json"
+
+    def _stored(self, runs: Path) -> dict[str, Any]:
+        """As ``_evaluated``, of what is there; empty where a part of it is gone."""
+        names = json.loads(self._index(runs).read_text(encoding="utf-8"))
+        found = {cell: runs / name for cell, name in names.items()}
+        return found if all((run / "record.json").exists() for run in found.values()) else {}
+
+    def _store(self, runs: Path, stored: Path) -> None:
+        """Keep a candidate's predictions as those of its commit, unless they are there."""
+        index = self._index(runs)
+        if not index.exists() or self._index(stored).exists():
+            return
+        for name in json.loads(index.read_text(encoding="utf-8")).values():
+            shutil.copytree(runs / name, stored / name, dirs_exist_ok=True)
+        self._index(stored).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(index, self._index(stored))
+
+    def _times(self, trees: Mapping[str, Path], folder: Path, stored: Path) -> Times:
+        """Both commits in turn, after the base in turn with itself."""
+        where = {"data": self._asked()["data"], "device": self.device}
+        sides = {"base": stored, "base again": stored, "candidate": folder / "candidate"}
+        workers: dict[str, Worker] = {}
+        opened: dict[str, Any] = {}
+        with ExitStack() as stack:
+            for name, runs in sides.items():
+                log = folder / "log" / f"{name.replace(' ', '-')}-times.log"
+                try:
+                    workers[name] = stack.enter_context(Worker(trees[name.split()[0]], log))
+                    opened[name] = workers[name].ask(
+                        "open", lanes=plain(LANES), prompts=PROMPTS, runs=str(runs), **where
+                    )
+                except WorkerFailed as error:
+                    return Times(verdicts=[], problem=f"{name}: {error}", speeds={})
+            if differing := list(gate_answers.conditions(opened["base"], opened["candidate"])):
+                problem = f"not comparable, conditions differ: {'; '.join(differing)}"
+                return Times(verdicts=[], problem=problem, speeds={})
+
+            def rounds(title: str, first: str, second: str) -> gate_times.Rounds:
+                with bar(f"  {title}, {self.rounds} rounds after {WARM_UP}") as progress:
+                    prompts = opened["base"]["prompts"]
+                    return measure(workers[first], workers[second], list(LANES), self.rounds, prompts, progress)
+
+            try:
+                same = rounds("times: base against itself", "base", "base again")
+                compared = None
+                if gate_times.calm(same, margin=self.time_margin):
+                    compared = rounds("times: base against candidate", "base", "candidate")
+            except WorkerFailed as error:
+                return Times(verdicts=[], problem=str(error), speeds={})
+        seconds = {"same": plain(same), "compared": plain(compared)}
+        write_atomically(folder / "times.json", json.dumps(seconds) + "\n")
+        return Times(
+            verdicts=gate_times.judge(same, compared, margin=self.time_margin),
+            problem="",
+            speeds=speeds(compared.second) if compared else {},
+        )
+
+
+def _read(side: dict[str, Path] | str | dict[str, Any], cell: str) -> Answers | str:
+    """What one side answered, or why there is nothing."""
+    if isinstance(side, str):
+        return side
+    run = side.get(cell)
+    if run is None:
+        return "has no such cell"
+    if isinstance(run, str):
+        return run
+    record = json.loads((run / "record.json").read_text(encoding="utf-8"))
+    return Answers(spec=record["spec"], rows=read_rows(run / "predictions.jsonl", record["run_id"]))
+
+
+def _described(side: Side) -> dict[str, Any]:
+    return {
+        "commit": side.source.commit,
+        "dirty": bool(side.source.diff),
+        "files": list(side.files),
+        "subject": side.subject,
+        "date": side.date,
+        "said": side.said,
+    }
+
+
+def accept(report: Report, records: Path) -> Path:
+    """Write what ``report`` found of its candidate below ``records``, for the history. Returns the file.
+
+    Raises ``InputError`` where the gate has not passed, or the candidate is no commit.
+    """
+    if report.verdict != "pass":
+        raise InputError(f"only a gate that passed is accepted; this one: {report.verdict}")
+    if report.candidate["dirty"]:
+        raise InputError("only a commit is accepted, this candidate has uncommitted changes")
+    path = records / "gate" / report.suites / f"{report.candidate['commit'][:12]}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(report.golden(), indent=1, ensure_ascii=False) + "\n")
+    return path

@@ -1,0 +1,240 @@
+"""The door of the gate: which commits, what is refused in one line, a report that hides nothing and runs nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import PROJECT
+from test_checkout import git, root  # noqa: F401  (a fixture)
+from test_gate_answers import answers
+from test_gate_times import normal
+
+from harness.cli.main import main
+from harness.errors import InputError
+from results import gate_answers, gate_times
+from results.gate_report import Report, Times, speeds
+from slurm import checkout
+from slurm.gate import job
+from slurm.gate.asking import Worker, WorkerFailed
+from slurm.gate.sides import candidate_of, commit_of, worktree
+
+COMMIT = {"commit": "a" * 40, "dirty": False, "files": [], "subject": "s", "date": "2026-01-01T00:00:00+00:00"}
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(["gate", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and len(err.splitlines()) == 1, err
+    return err
+
+
+def test_unknown_names_are_told_the_nearest(root: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+    git(root, "branch", "release")
+    commit = git(root, "rev-parse", "--short", "HEAD").strip()
+    line = refused(capsys, "--base", "releese")
+    assert "unknown revision 'releese' (did you mean 'release'?); valid choices: HEAD, " in line
+    wrong = commit[:5] + ("0" if commit[5] != "0" else "1") + commit[6:]
+    assert commit in refused(capsys, "--base", wrong)
+    assert "unknown revision '--all'" in refused(capsys, "--base=--all")
+    assert "unknown revision 'gone'" in refused(capsys, "--base", "HEAD", "--candidate", "gone")
+    line = refused(capsys, "--base", "HEAD", "--suites", "smok")
+    assert (
+        "unknown suites 'smok' (did you mean 'smoke'?); valid choices: expansion, passkey, selection, smoke, tiny"
+        in (line)
+    )
+    assert "at least 80 rounds and 1 question, got 79" in refused(capsys, "--base", "HEAD", "--rounds", "79")
+    assert "80 rounds and 1 question, got 240 and 0" in refused(capsys, "--base", "HEAD", "--limit", "0")
+    assert "expected a margin of at least 0" in refused(capsys, "--base", "HEAD", "--margin", "-1")
+
+
+def test_uncommitted_changes_are_the_candidate_only_where_they_were_asked_for(
+    root: Path,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    (root / "package" / "a.py").write_text("one = 2\n")
+    assert "uncommitted changes" in refused(capsys, "--base", "HEAD")
+    assert "leave --candidate HEAD out" in refused(capsys, "--base", "HEAD", "--candidate", "HEAD", "--dirty")
+    base, candidate = commit_of("HEAD"), candidate_of(None, dirty=True)
+    assert candidate.files == ("package/a.py",)
+    assert "with uncommitted changes in package/a.py: first" in candidate.said
+    assert base.identity == candidate.source.commit != candidate.identity
+    with worktree(candidate, tmp_path / "code") as changed, worktree(base, tmp_path / "code") as clean:
+        assert (changed / "package" / "a.py").read_text() == "one = 2\n"
+        assert (clean / "package" / "a.py").read_text() == "one = 1\n"
+    assert not list((tmp_path / "code").iterdir()), "worktrees are removed"
+    assert len(git(root, "worktree", "list").splitlines()) == 1
+
+
+def report(**changes: Any) -> Report:
+    rng = np.random.default_rng(0)
+    same, compared = normal(rng, 0.02), normal(rng, 0.02)
+    ours = answers([1] * 60, said="<b>&")
+    values: dict[str, Any] = {
+        "suites": "smoke",
+        "base": {**COMMIT, "said": "aaaa: s"},
+        "candidate": {**COMMIT, "said": "bbbb: <script>"},
+        "settings": {"margin": 0.02, "time_margin": 0.05, "rounds": 240, "limit": 60},
+        "answers": gate_answers.judge({"cell": (ours, ours)}),
+        "times": Times(verdicts=gate_times.judge(same, compared), problem="", speeds=speeds(compared.second)),
+        "records": {"cell": {"run_id": "r"}},
+        "provenance": {"cpu": "a CPU", "device": "cpu", "packages": {"numpy": "2"}, "created": "now"},
+    }
+    return Report(**{**values, **changes})
+
+
+def test_the_report_says_pass_and_what_it_could_have_found() -> None:
+    one = report()
+    assert (one.verdict, one.exit_code, one.named) == ("pass", 0, [])
+    text = one.text()
+    assert text.startswith("gate smoke: PASS\n")
+    assert "Detectable" in text and "A/A" in text
+    assert all(verdict.detectable for verdict in [*one.times.verdicts, *(v for v in one.answers if v.figure == "em")])
+    document = json.loads(json.dumps(one.as_json()))
+    assert (document["verdict"], document["exit_code"]) == ("pass", 0)
+    assert [v["figure"] for v in document["answers"]] == ["decoder_positions", "em"]
+
+
+def test_the_report_names_what_failed_and_runs_nothing_of_what_it_shows() -> None:
+    ours, worse = answers([1] * 60, said="yes"), answers([0] * 60, said="<script>alert(1)</script>")
+    one = report(answers=gate_answers.judge({"cell": (ours, worse), "other": ("a crash", ours)}))
+    assert (one.verdict, one.exit_code) == ("regression", 1)
+    assert [verdict for verdict, _ in one.named] == ["regression", "not judged"]
+    text = one.text()
+    assert "regression: cell: EM: 100.0 to 0.0: 60 questions lost, 0 won" in text
+    assert "not judged: other: base: a crash" in text
+    assert "flips, cell: EM: 60" in text and "and 50 more" in text
+    assert "  lost  question 0  base 'yes', candidate '<script>alert(1)</script>', gold 'yes'" in text
+    page = one.html()
+    assert "<script" not in page and page.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 60
+    assert "candidate bbbb: &lt;script&gt;" in page
+    for part in ("regression: cell: EM", "not judged: other", "Detectable", "60 questions flipped"):
+        assert part in page
+    assert report(times=Times(verdicts=[], problem="candidate: ImportError", speeds={})).exit_code == 2
+
+
+def test_when_no_time_can_be_judged_one_line_says_so() -> None:
+    noisy = normal(np.random.default_rng(1), 0.9)
+    one = report(times=Times(verdicts=gate_times.judge(noisy, None), problem="", speeds={}))
+    assert one.exit_code == 2
+    ((verdict, why),) = one.named
+    assert verdict == "not judged" and why.startswith("times: none of 3; standard_rag: ") and "A/A too noisy" in why
+
+
+def test_only_a_commit_that_passed_is_accepted(tmp_path: Path) -> None:
+    path = job.accept(report(), tmp_path)
+    assert path == tmp_path / "gate" / "smoke" / f"{'a' * 12}.json"
+    golden = json.loads(path.read_text())
+    assert (golden["commit"], golden["records"]) == ("a" * 40, {"cell": {"run_id": "r"}})
+    with pytest.raises(InputError, match="only a gate that passed is accepted; this one: not judged"):
+        job.accept(report(times=Times(verdicts=[], problem="?", speeds={})), tmp_path)
+    with pytest.raises(InputError, match="only a commit is accepted"):
+        job.accept(replace(report(), candidate={**COMMIT, "said": "", "dirty": True}), tmp_path)
+
+
+@pytest.fixture
+def commit(tmp_path: Path) -> Path:
+    """A tree whose ``slurm`` and ``harness.metrics`` are not ours."""
+    for name, text in {
+        "slurm/__init__.py": "print('said by the commit')\n",
+        "harness/__init__.py": "",
+        "harness/metrics.py": "METRIC_VERSION = 7\ndef score_answer(said, golds):\n    return {'em': len(golds) / 0}\n",
+    }.items():
+        (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "tree" / name).write_text(text)
+    return tmp_path / "tree"
+
+
+def test_a_worker_runs_the_code_of_its_tree_and_says_what_went_wrong(commit: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with Worker(commit, log) as worker:
+        assert worker.ask("score", pairs=[]) == {"metric_version": 7, "scores": []}
+        with pytest.raises(WorkerFailed, match=r"^ZeroDivisionError: division by zero \(metrics\.py:3\)$"):
+            worker.ask("score", pairs=[["a", ["a"]]])
+        assert worker.ask("score", pairs=[])["metric_version"] == 7, "it goes on"
+    assert "said by the commit" in log.read_text() and "Traceback" in log.read_text()
+    (commit / "slurm" / "__init__.py").write_text("import os\nos._exit(3)\n")
+    with pytest.raises(WorkerFailed, match="its process ended with code 3"), Worker(commit, log):
+        pass
+    (commit / "slurm" / "__init__.py").write_text("import no_such_module\n")
+    with pytest.raises(WorkerFailed, match="ModuleNotFoundError: No module named 'no_such_module'"):
+        Worker(commit, log).__enter__()
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(WorkerFailed, match=r"expected the code of .*empty|No module named 'slurm'"):
+        Worker(empty, log).__enter__()
+
+
+PLANTED = {
+    "chunk positions": (
+        "harness/model/splice.py",
+        "[(-1 - codes_BT).clamp(min=0)]",
+        "[((-1 - codes_BT).clamp(min=0) + 1) % chunks_NE.shape[0]]",
+        "regression: refrag_v2 k=8 policy, nq: EM: ",
+    ),
+    "EM normalisation": (
+        "harness/metrics.py",
+        '_ARTICLES_REGEX.sub(" ", text.lower().translate(_DELETE_PUNCTUATION))',
+        '_ARTICLES_REGEX.sub(" ", text.translate(_DELETE_PUNCTUATION))',
+        "regression: metric: ",
+    ),
+    "policy": (
+        "refrag_v2/selectors.py",
+        '"policy": by_policy',
+        '"policy": in_order',
+        "regression: refrag_v2 k=32 policy, same_relation: fact expanded: ",
+    ),
+}
+
+
+@pytest.mark.slow
+def test_planted_regressions_are_caught_and_named(tmp_path: Path) -> None:
+    """Each as a commit on a clone; beside them a commit that changes nothing, and the worker's own timed answers."""
+    clone = tmp_path / "clone"
+    git(PROJECT, "clone", "--quiet", "--shared", str(PROJECT), str(clone))
+    for setting, value in (("user.name", "somebody"), ("user.email", "somebody@example.org")):
+        git(clone, "config", setting, value)
+    if diff := checkout.source(dirty=True).diff:
+        (tmp_path / "diff").write_bytes(diff)
+        git(clone, "apply", "--index", "--whitespace=nowarn", str(tmp_path / "diff"))
+        git(clone, "commit", "-qm", "what is being worked on")
+    base = git(clone, "rev-parse", "HEAD").strip()
+
+    def gate() -> tuple[int, str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "harness.cli.main", "gate", "--base", base, "--only", "answers", "--limit", "60"],
+            cwd=clone,
+            env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(clone), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+            capture_output=True,
+            text=True,
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    git(clone, "commit", "--quiet", "--allow-empty", "-m", "nothing")
+    code, said = gate()
+    assert code == 0, said
+    assert "flips" not in said
+    for what, (name, old, new, named) in PLANTED.items():
+        git(clone, "checkout", "--quiet", base)
+        path = clone / name
+        assert path.read_text().count(old) == 1, what
+        path.write_text(path.read_text().replace(old, new))
+        git(clone, "commit", "--quiet", "-am", f"plant: {what}")
+        code, said = gate()
+        assert code == 1, said
+        assert named in said, said
+        assert "predictions are stored already" in said, "the base is not run again"
+    with Worker(clone, tmp_path / "log") as worker:
+        lanes = {"rag": {"system": "standard_rag", "checkpoint": "standard_rag/finetune-tiny"}}
+        lanes["rag"] |= {"suite": "same_relation", "passages": 8}
+        opened = worker.ask("open", lanes=lanes, prompts=3, runs=str(tmp_path / "runs"), data=None, device="cpu")
+        assert opened["prompts"] == 3 and opened["specs"]["rag"]["system"]["name"] == "standard_rag"
+        timed = worker.ask("answer", lane="rag", prompt=2, tokens=9)
+        assert len(timed["ttit_s"]) == 8 and 0 < timed["ttft_s"] < timed["ttft_with_encode_s"]
