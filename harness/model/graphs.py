@@ -25,8 +25,8 @@ time than the device's work, or it is still launching that costs, only less; tha
 
 What is recorded: every decode step, and prefills of at most ``POSITIONS`` positions over all rows: a question before
 stored keys and values, a context of k = 32 tokens per position. At 1,024 positions a layer of a 7 B decoder is
-0.4 TFLOP, more work than its launching. A shape is recorded when it is first seen, so that one warm-up of the caller's covers it: that
-takes a pass to warm up, one to capture and one to answer. There are up to ``SHAPES`` of them; later ones stay eager,
+0.4 TFLOP, more work than its launching. A shape is recorded when it is first seen, so that one warm-up of the caller's
+covers it: a pass to warm up, one to capture, one to answer. There are up to ``SHAPES`` of them; later ones stay eager,
 since of prompts of ever another length each would be recorded for one use. A shape that cannot be recorded (no memory
 left, or something that CUDA does not capture) stays eager, and ``Llama.passes``, which the latency lab's journal keeps,
 says so. A pass begins and ends within one call and returns a copy, so decoders may take turns.
