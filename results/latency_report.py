@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -162,6 +163,25 @@ def _conditions(journal: Journal) -> list[str]:
         f"{ceilings.bytes_per_s / 1e9:,.1f} GB/s; the attention kernel reaches "
         f"{ceilings.attention_flops_per_s / 1e12:,.2f} TFLOP/s.",
         *([searched] if searches else []),
+        *_passes(journal),
+    ]
+
+
+def _passes(journal: Journal) -> list[str]:
+    """How the decoders' passes were run inside the clock, all rows together; nothing where no row says it.
+
+    A shape that was refused was so in the warm-up. Rows whose decode steps went another way than the others' are named.
+    """
+    counted = [row for row in journal.rows if row.get("passes")]
+    total = sum((Counter(row["passes"]) for row in counted), Counter())
+    if not total:
+        return []
+    said = ", ".join(f"{name} {n:,}" for name, n in sorted(total.items()))
+    eager = [row for row in counted if row["passes"].get("decode eager")] if total["decode replayed"] else []
+    names = ", ".join(f"{row['label']} at {row['length']:,} (batch {row['batch']})" for row in eager)
+    return [
+        f"- Passes of the decoder (replayed: as CUDA graphs, all but attention): {said}."
+        + (f" Decode steps were eager in: {names}." if eager else "")
     ]
 
 

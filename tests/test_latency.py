@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 
 from harness.cli.main import main
 from harness.errors import InputError
+from harness.model.llama import Llama
 from harness.model.load import Decoder, random_decoder
 from harness.roofline import LlamaShape, prefill
 from harness.roofline_limits import Ceilings
@@ -163,6 +165,8 @@ def test_a_run_leaves_a_header_and_a_row_of_every_lane(tmp_path: Path) -> None:
         assert row["memory"]["peak_bytes"] is None
         assert row["work"]["prefill"]["flops"] > row["work"]["decode"]["flops"] > 0
     by_label = {row["label"]: row for row in rows}
+    assert by_label[REFERENCE]["passes"] == {"prefill eager": 2, "decode eager": 2 * 2}, "of the rounds alone"
+    assert by_label["transformers.generate"]["passes"] == {}, "its forward is not ours"
     assert by_label["KV reuse"]["memory"]["stored_bytes"] == 2 * LENGTH * 2 * 4 * 128 * 4
     assert by_label["REFRAG k=16"]["memory"]["stored_bytes"] == 2 * LENGTH // 16 * 128 * 4
     assert by_label["standard RAG"]["memory"]["kv_bytes"] == 2 * (LENGTH + QUESTION + 2) * 2 * 4 * 128 * 4
@@ -234,6 +238,27 @@ def test_out_of_memory_is_a_row_that_says_so(tmp_path: Path, monkeypatch: pytest
     assert by_label["KV reuse"]["samples"]["prefill_s"] == []
     assert len(calls) == 1, "it is not tried again at this length"
     assert by_label["standard RAG"]["error"] is None
+
+
+@pytest.mark.parametrize("error", [None, torch.OutOfMemoryError("CUDA out of memory")], ids=["recorded", "refused"])
+def test_a_row_says_which_path_its_passes_took(lanes: tuple[list[Lane], Ids], error: RuntimeError | None) -> None:
+    """Recording belongs to the warm-up; a refusal, which is one too, is said all the same."""
+
+    def record(parts: Any) -> Any:
+        if error:
+            raise error
+        return parts
+
+    lane = replace(lanes[0][0], system=copy(lanes[0][0].system))
+    lane.system.llama = Llama(lane.system.llama.model, record)
+    load = Workload(length=LENGTH, batch=1, passage_tokens=128, question_tokens=QUESTION)
+    own = latency.Measured()
+    for number in (-1, 0, 1):
+        own.take(lane, lanes[1], load, number, torch.device("cpu"), 3)
+    if error:
+        assert own.passes == {"refused: out of memory": 2, "prefill eager": 2, "decode eager": 4}
+    else:
+        assert own.passes == {"prefill replayed": 2, "decode replayed": 4}
 
 
 def test_any_other_error_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

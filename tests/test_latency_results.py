@@ -496,3 +496,15 @@ def test_the_figure_draws_what_the_lines_say(monkeypatch: pytest.MonkeyPatch) ->
     assert [([16384], [30.856]) in curves(0, "--"), ([16384], [0.961]) in curves(1, "--")] == [True, True]
     assert curves(2, "--")
     assert "batch 1" in drawn[0].get_suptitle()
+
+
+def test_the_conditions_say_how_passes_were_run_and_which_rows_went_another_way() -> None:
+    graphs, eager = {"decode replayed": 1500, "prefill eager": 100}, {"refused: out of memory": 1, "decode eager": 45}
+    rows = [row(REFERENCE, [10], passes=graphs), row(AGAIN, [10], passes=graphs), row("CEPE", [10], passes=eager)]
+    for text in (to_markdown(journal(*rows)), closing_table(journal(*rows))):
+        assert "decode eager 45, decode replayed 3,000, prefill eager 200, refused: out of memory 1." in text
+        assert "Decode steps were eager in: CEPE at 16,384 (batch 1)." in text
+    alone = to_markdown(journal(*(each | {"passes": eager} for each in rows)))
+    assert "decode eager 135" in alone and "were eager in" not in alone, "on a CPU there is no other way"
+    for nothing in ({}, {"passes": {}}):
+        assert "Passes" not in to_markdown(journal(row(REFERENCE, [10], **nothing), row(AGAIN, [10], **nothing)))

@@ -7,7 +7,7 @@ itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -78,13 +78,34 @@ def greedy(reader: Reader, *, max_new_tokens: int, stop_ids: Sequence[int], pad_
     stop = torch.zeros(V, dtype=torch.bool, device=logits_BV.device)
     stop[torch.tensor(list(stop_ids), dtype=torch.long, device=stop.device)] = True
     finished_B = torch.zeros(B, dtype=torch.bool, device=logits_BV.device)
-    for step in range(max_new_tokens):
+    for left in reversed(range(max_new_tokens)):
         token_B = logits_BV.argmax(-1).masked_fill(finished_B, pad_id)
-        yield token_B
+        if not left:
+            yield token_B
+            return
         finished_B = finished_B | stop[token_B]
-        if step + 1 == max_new_tokens or bool(finished_B.all()):
+        over = _on_its_way(finished_B.all())  # asked before the token is handed out, so that nobody waits for both
+        yield token_B
+        if over():
             return
         logits_BV = reader.then(token_B)
+
+
+def _on_its_way(flag: Tensor) -> Callable[[], bool]:
+    """Start to move ``flag`` to the host; what comes back waits until it is there.
+
+    On a GPU that is not for longer than for what was asked of it before, such as the token's own way to the host.
+    """
+    if not flag.is_cuda:
+        return lambda: bool(flag)
+    there = flag.to("cpu", non_blocking=True)
+    arrived = torch.cuda.current_stream(flag.device).record_event()
+
+    def read() -> bool:
+        arrived.synchronize()
+        return bool(there)
+
+    return read
 
 
 @torch.inference_mode()

@@ -8,25 +8,31 @@ a straight line, so that what the clock sees is the method. Departures, none of 
 2. Where only the next token is asked for, the last layer computes queries, attention output and MLP for the last
    position alone: nobody reads the others.
 3. A prompt without padding uses the causal kernel, a padded one an explicit mask.
+4. On a GPU all but attention is recorded once per shape and replayed (``graphs``, which says why and what it costs).
 
 Shapes: B batch, T new positions, S cache length, H query heads, G key/value heads, D head width, E hidden size.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from harness.model.graphs import Graphs, Record, Recorded, Straight, cuda_graphs
+
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
-    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 
+Rotation = tuple[Tensor, Tensor]  # cos, sin (B, 1, T, D)
+Heads = tuple[Tensor, Tensor, Tensor]  # queries (B, H, T, D), keys and values (B, G, T, D); all but values are rotated
 Between = Callable[[int, Tensor], Tensor]  # (layer, its states after self-attention) -> states before its MLP
 
 
@@ -55,22 +61,28 @@ class Llama:
     ``between``, which both take, is what a method inserts in every layer between self-attention and MLP.
 
     Shares the model's weights; query/key/value and gate/up matrices are laid side by side once and the model's own
-    parameters become views of them, so nothing is stored twice.
+    parameters become views of them, so nothing is stored twice. ``record`` is what parts of a pass are recorded with;
+    None is CUDA graphs on a GPU and nothing elsewhere. ``passes`` counts what was run in which way, by name.
     """
 
-    def __init__(self, model: LlamaForCausalLM) -> None:
+    def __init__(self, model: LlamaForCausalLM, record: Record | None = None) -> None:
         config = model.config
         assert not config.attention_bias and not config.mlp_bias and config.hidden_act == "silu"
         self.model = model
         self.n_heads: int = config.num_attention_heads
         self.n_kv_heads: int = config.num_key_value_heads
         self.head_width: int = config.head_dim
+        self.logits_width: int = model.lm_head.weight.shape[0]
         self.eps: float = config.rms_norm_eps
         self.rotary = model.model.rotary_emb
         self.embedding: Tensor = model.model.embed_tokens.weight
         self.layers = list(model.model.layers)
         self.qkv = [_fuse([a.q_proj, a.k_proj, a.v_proj]) for a in (layer.self_attn for layer in self.layers)]
         self.gate_up = [_fuse([mlp.gate_proj, mlp.up_proj]) for mlp in (layer.mlp for layer in self.layers)]
+        self.passes: Counter[str] = Counter()
+        if record is None and self.embedding.is_cuda:
+            record = partial(cuda_graphs, self.embedding.device)
+        self.graphs = Graphs(record, self.passes)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids (...) to input embeddings (..., E)."""
@@ -111,16 +123,17 @@ class Llama:
             # A padded position sees itself, or its softmax would be over nothing (NaN).
             itself = causal & ~causal.tril(start - 1)
             visible = ((causal & cache.visible_BS[:, None, : start + T]) | itself)[:, None]
-        return self._forward(inputs_BTE, positions_BT, cache, visible, between, last)
+        return self._forward("prefill", inputs_BTE, positions_BT, cache, visible, between, last)
 
     def decode_one_token(self, token_B: Tensor, cache: KVCache, between: Between | None = None) -> Tensor:
         """Append one token per row; returns the logits (B, V) of the one after it."""
         position_B1 = cache.visible_BS[:, : cache.length].sum(-1, keepdim=True)
         mask = cache.visible_BS[:, None, None, : cache.length + 1] if cache.padded else None
-        return self._forward(self.embed(token_B)[:, None], position_B1, cache, mask, between, 1)[:, 0]
+        return self._forward("decode", self.embed(token_B)[:, None], position_B1, cache, mask, between, 1)[:, 0]
 
     def _forward(
         self,
+        name: str,
         x_BTE: Tensor,
         positions_BT: Tensor,
         cache: KVCache,
@@ -128,63 +141,98 @@ class Llama:
         between: Between | None,
         last: int,
     ) -> Tensor:
-        cos, sin = self.rotary(x_BTE, positions_BT)
-        rotation = cos[:, None], sin[:, None]
-        for index, layer in enumerate(self.layers):
-            only_last = last == 1 and index == len(self.layers) - 1
-            x_BTE = self._attend(index, layer, x_BTE, rotation, cache, mask, only_last=only_last)
+        run = self._pass(name, x_BTE, positions_BT, last)
+        for index in range(len(self.layers)):
+            run.x_BTE = self._attend(index, run, cache, mask, only_last=last == 1)
             if between:
-                x_BTE = between(index, x_BTE)
-            x_BTE = self._feed_forward(index, layer, x_BTE)
+                run.x_BTE = between(index, run.x_BTE)
+            run.go_on(index)
         cache.length += positions_BT.shape[1]
-        x_BTE = self._norm(x_BTE[:, -last:], self.model.model.norm.weight)
-        return F.linear(x_BTE, self.model.lm_head.weight)
+        return run.logits
+
+    def _pass(self, name: str, x_BTE: Tensor, positions_BT: Tensor, last: int) -> Straight | Recorded:
+        """A pass that stands before its first attention."""
+        recordable = last == 1 and not torch.is_grad_enabled()
+        recorded = self.graphs.of(self, *positions_BT.shape) if recordable else None
+        self.passes[f"{name} {'replayed' if recorded else 'eager'}"] += 1
+        return recorded.enter(x_BTE, positions_BT) if recorded else Straight(self, last, x_BTE, positions_BT)
 
     def _attend(
-        self,
-        index: int,
-        layer: LlamaDecoderLayer,
-        x_BTE: Tensor,
-        rotation: tuple[Tensor, Tensor],
-        cache: KVCache,
-        mask: Tensor | None,
-        only_last: bool,
+        self, index: int, run: Straight | Recorded, cache: KVCache, mask: Tensor | None, only_last: bool
     ) -> Tensor:
-        B, T, _ = x_BTE.shape
-        start, end = cache.length, cache.length + T
-        H, G, D = self.n_heads, self.n_kv_heads, self.head_width
-
-        qkv = F.linear(self._norm(x_BTE, layer.input_layernorm.weight), self.qkv[index])
-        q, k, v = qkv.view(B, T, H + 2 * G, D).transpose(1, 2).split([H, G, G], dim=1)
-        cos, sin = rotation
-        cache.keys[index, :, :, start:end] = rotate(k, cos, sin)
-        cache.values[index, :, :, start:end] = v
-        if only_last and T > 1:
-            q, cos, sin, x_BTE = q[:, :, -1:], cos[:, :, -1:], sin[:, :, -1:], x_BTE[:, -1:]
+        q, k, v = run.heads
+        x_BTE = run.x_BTE
+        start, end = cache.length, cache.length + k.shape[2]
+        keys, values = cache.keys[index, :, :, :end], cache.values[index, :, :, :end]
+        keys[:, :, start:] = k
+        values[:, :, start:] = v
+        if only_last and q.shape[2] > 1 and index == len(self.layers) - 1:
+            q, x_BTE = q[:, :, -1:], x_BTE[:, -1:]
             mask = None if mask is None else mask[:, :, -1:]
-        q = rotate(q, cos, sin)
         attended = F.scaled_dot_product_attention(
             q,
-            cache.keys[index, :, :, :end],
-            cache.values[index, :, :, :end],
+            keys,
+            values,
             attn_mask=mask,
             is_causal=mask is None and q.shape[2] > 1,
-            enable_gqa=H != G,
+            enable_gqa=self.n_heads != self.n_kv_heads,
         )
-        return x_BTE + F.linear(attended.transpose(1, 2).reshape(B, -1, H * D), layer.self_attn.o_proj.weight)
+        output = self.layers[index].self_attn.o_proj.weight
+        return torch.add(x_BTE, F.linear(attended.transpose(1, 2).flatten(2), output), out=run.into)
 
-    def _feed_forward(self, index: int, layer: LlamaDecoderLayer, x_BTE: Tensor) -> Tensor:
+    # What lies between attentions: the parts of a pass. A result that has an address to go to is given it as ``into``.
+
+    def rotation(self, x_BTE: Tensor, positions_BT: Tensor) -> Rotation:
+        """The rotary embedding of these positions, in the dtype of ``x_BTE``."""
+        cos, sin = self.rotary(x_BTE, positions_BT)
+        return cos[:, None], sin[:, None]
+
+    def heads(
+        self,
+        index: int,
+        x_BTE: Tensor,
+        rotation: Rotation,
+        qkv_into: Tensor | None = None,
+        turned_into: Tensor | None = None,
+    ) -> Heads:
+        """Queries, keys and values of layer ``index``."""
+        B, T, E = x_BTE.shape
+        x_NE = self._norm(x_BTE, self.layers[index].input_layernorm.weight).view(B * T, E)
+        qkv = torch.mm(x_NE, self.qkv[index].t(), out=qkv_into)
+        turn, _ = self._by_head(qkv, B)
+        return self.split(qkv, rotate(turn, *rotation, into=turned_into))
+
+    def split(self, qkv: Tensor, turned_BHTD: Tensor) -> Heads:
+        """Queries and keys of ``turned_BHTD`` (B, H + G, T, D), values of ``qkv`` (B T, (H + 2 G) D)."""
+        q, k = turned_BHTD.split([self.n_heads, self.n_kv_heads], dim=1)
+        return q, k, self._by_head(qkv, len(turned_BHTD))[1]
+
+    def feed_forward(self, index: int, x_BTE: Tensor, into: Tensor | None = None) -> Tensor:
+        """The MLP of layer ``index``, and what goes past it."""
+        layer = self.layers[index]
         gate, up = F.linear(self._norm(x_BTE, layer.post_attention_layernorm.weight), self.gate_up[index]).chunk(2, -1)
-        return x_BTE + F.linear(F.silu(gate) * up, layer.mlp.down_proj.weight)
+        return torch.add(x_BTE, F.linear(F.silu(gate) * up, layer.mlp.down_proj.weight), out=into)
+
+    def logits(self, x_BTE: Tensor, into: Tensor | None = None) -> Tensor:
+        """(B, T, V) of the token after each position."""
+        x_BTE = self._norm(x_BTE, self.model.model.norm.weight)
+        logits_NV = torch.mm(x_BTE.flatten(0, 1), self.model.lm_head.weight.t(), out=into)
+        return logits_NV.view(*x_BTE.shape[:2], -1)
+
+    def _by_head(self, qkv: Tensor, B: int) -> tuple[Tensor, Tensor]:
+        """What is rotated (B, H + G, T, D), and values (B, G, T, D)."""
+        H, G = self.n_heads, self.n_kv_heads
+        turn, v = qkv.view(B, -1, H + 2 * G, self.head_width).transpose(1, 2).split([H + G, G], dim=1)
+        return turn, v
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(x, (x.shape[-1],), weight, self.eps)
 
 
-def rotate(x_BHTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x_BHTD: Tensor, cos: Tensor, sin: Tensor, into: Tensor | None = None) -> Tensor:
     """Rotary embedding in the half-split convention of the published Llama weights (RoFormer, Eq. 34)."""
     left, right = x_BHTD.chunk(2, dim=-1)
-    return x_BHTD * cos + torch.cat((-right, left), dim=-1) * sin
+    return torch.add(x_BHTD * cos, torch.cat((-right, left), dim=-1) * sin, out=into)
 
 
 @torch.no_grad()

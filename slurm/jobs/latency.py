@@ -11,6 +11,7 @@ import json
 import os
 import random
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import repeat
@@ -253,6 +254,7 @@ class LatencyJob:
             "decoder_positions": positions,
             "error": own.error,
             "samples": own.samples(),
+            "passes": dict(own.passes),
             "work": {phase: asdict(part) for phase, part in vars(work).items()},
             "memory": {
                 "peak_bytes": own.request_bytes and lane.weights_bytes + own.request_bytes,
@@ -265,13 +267,18 @@ class LatencyJob:
 
 @dataclass
 class Measured:
-    """What one lane took at one length and batch size. ``request_bytes``: the device's peak over what stood before."""
+    """What one lane took at one length and batch size. ``request_bytes``: the device's peak over what stood before.
+
+    ``passes`` of its decoder, by the way they were run (``harness.model.graphs``), and shapes that were refused to it
+    in the warm-up; nothing of a system whose forward is another's.
+    """
 
     prefill_s: list[float] = field(default_factory=list)
     with_encode_s: list[float] = field(default_factory=list)
     ttit_s: list[float] = field(default_factory=list)
     total_s: list[float] = field(default_factory=list)
     prefill_device_s: list[float] = field(default_factory=list)
+    passes: Counter[str] = field(default_factory=Counter)
     request_bytes: int | None = None
     decoder_positions: int | None = None
     stored_bytes: int | None = None
@@ -287,7 +294,7 @@ class Measured:
     ) -> None:
         """Answer request ``number``; those below 0 are not counted. Out of memory ends the lane."""
         request = load.request(tokenizer, number)
-        before = _forget_peak(device)
+        before, passed = _forget_peak(device), _passes(lane)
         try:
             timed = timing.timed_batch(
                 lambda: lane.system.encode(request.passages),
@@ -295,7 +302,9 @@ class Measured:
                 device,
                 pad_id=-1,
             )
+            new = _passes(lane) - passed
             if number < 0:
+                self.passes += _refusals(new)
                 self._note(lane.system.usage(request.questions, timed.context, max_new_tokens=new_tokens))
                 return
         except (RuntimeError, MemoryError) as error:
@@ -303,6 +312,7 @@ class Measured:
                 raise
             self.error = OUT_OF_MEMORY
             return
+        self.passes += new
         self.prefill_s.append(timed.ttft_s)
         self.with_encode_s.append(timed.ttft_with_encode_s)
         self.ttit_s += timed.ttit_s
@@ -314,6 +324,18 @@ class Measured:
     def _note(self, usage: Sequence[Usage]) -> None:
         self.decoder_positions = usage[0].decoder_positions
         self.stored_bytes = sum(row.stored_bytes for row in usage)
+
+
+def _passes(lane: Lane) -> Counter[str]:
+    """What the lane's decoder counts, as it stands."""
+    llama = getattr(lane.system, "llama", None)
+    return Counter(llama.passes) if llama else Counter()
+
+
+def _refusals(passes: Counter[str]) -> Counter[str]:
+    from harness.model.graphs import REFUSED
+
+    return Counter({name: n for name, n in passes.items() if name.startswith(REFUSED)})
 
 
 def _overhead(device: torch.device) -> list[float]:
