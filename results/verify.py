@@ -254,9 +254,7 @@ def _metric_differences(runs: Sequence[tuple[Record, Columns]]) -> Iterator[Diff
                 yield Difference(record=record.path, what=name, recorded=ours, recomputed=theirs)
 
 
-def _held_against_reruns(
-    records: Sequence[Record], checked: Sequence[Record]
-) -> tuple[list[Difference], set[Path]]:
+def _held_against_reruns(records: Sequence[Record], checked: Sequence[Record]) -> tuple[list[Difference], set[Path]]:
     """What the records of one run differ in, and the records without a journal whose run has one elsewhere."""
     with_journal = {record.run_id: record for record in checked}
     differences: list[Difference] = []
