@@ -256,9 +256,14 @@ def _conditions(cells: Sequence[Cell], metric: str) -> list[str]:
     notes.append("Data: " + _said([(cell.column.name, _data(record)) for cell, record in ran]))
     retrieved = [(cell.row.name, said) for cell, record in ran if (said := _retrieval(record))]
     notes.append("Retrieval: " + (_said(retrieved) if retrieved else "none, every run is closed-book"))
-    for name in dict.fromkeys(cell.row.name for cell in cells):
-        of_system = [(cell.row.context, _system(record)) for cell, record in ran if cell.row.name == name]
-        notes.append(f"{name}: " + _said(of_system))
+    for system in dict.fromkeys(cell.row.system for cell in cells):
+        of_system = [(cell.row, record) for cell, record in ran if cell.row.system == system]
+        names = list(dict.fromkeys(cell.row.name for cell in cells if cell.row.system == system))
+        if len(names) > MANY_ROWS:
+            notes.append(f"{SYSTEMS.get(system, system)}: {_in_common([record for _, record in of_system])}")
+            continue
+        for name in names:
+            notes.append(f"{name}: " + _said([(row.context, _system(r)) for row, r in of_system if row.name == name]))
     for title, say in (("Decoding", _decoding), ("Code", _commit)):
         notes.append(f"{title}: " + _said([(cell.row.name, say(record)) for cell, record in ran]))
     if len(ran) < len(cells):
@@ -301,6 +306,13 @@ def _system(record: Record) -> str:
     system = record.spec["system"]
     checkpoint = f"checkpoint {system['checkpoint']}" if system.get("checkpoint") else "no checkpoint"
     return ", ".join([checkpoint, *(f"{key}={value}" for key, value in flat(system.get("config") or {}))])
+
+
+def _in_common(records: Sequence[Record]) -> str:
+    """The settings that all share; the others are in the names of the rows, or in the records."""
+    each = [_system(record).split(", ") for record in records]
+    shared = [word for word in each[0] if all(word in words for words in each)]
+    return ", ".join([*shared, "what differs is in the rows' names, and whole in the records"])
 
 
 def _decoding(record: Record) -> str:
