@@ -52,6 +52,7 @@ def draw_heat_map(lines: Sequence[Line], trained: int) -> dict[str, bytes]:
                 panel.tick_params(labelbottom=True)
         assert mesh is not None
         bar = figure.colorbar(mesh, ax=panels, label="exact match (%)", shrink=0.8)
+        assert bar.solids is not None
         bar.solids.set(rasterized=False, edgecolor="face")  # a picture inside the drawing is refused by the page
         return pictures(figure)
 

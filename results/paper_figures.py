@@ -246,7 +246,7 @@ def _loss_apart(panel: Axes, evidence: Evidence, name: str) -> None:
             points = [(point.step, point.loss - other.loss) for point, other in pairs]
             panel.plot(*zip(*points, strict=True), label=f"k = {k} minus k = {least}", color=COLOURS[index])
     panel.axhline(0, color=COLOURS[0], linewidth=0.8)
-    _or_empty(panel, by_k, f"Not measured. It takes {UNLOGGED[ON_TEXT[-1]]}.")
+    _or_empty(panel, [k for k in by_k if k != least], f"Not measured. It takes {UNLOGGED[ON_TEXT[-1]]}.")
     panel.set_title(f"REFRAG v2, loss above that of k = {least or 8} ({MEASURED})\n{LOSSES[name]}", fontsize=8)
     panel.set_xlabel("training step")
     panel.set_ylabel("difference of losses (nats per token)")
