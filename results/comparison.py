@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from harness.errors import InputError
 from harness.files import write_atomically
 from results.cost import COUNTS, SCORES
 from results.formats import Grid, percent
@@ -32,6 +33,24 @@ def write_comparison(document: Mapping[str, Any], out: Path) -> None:
     for path, text in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, text)
+
+
+def run_names(folders: Iterable[Path], experiment: str) -> dict[str, str]:
+    """What the comparisons of an experiment call its runs, by run id: the way, and which seed where it has several.
+
+    Raises ``InputError`` for a damaged file.
+    """
+    found: dict[str, str] = {}
+    for path in (path for folder in folders for path in sorted(folder.rglob("comparison.json"))):
+        try:
+            document = json.loads(path.read_bytes())
+            if document["name"].startswith(f"{experiment}-"):
+                for way, runs in document["runs"].items():
+                    for seed, run_id in enumerate(runs):
+                        found.setdefault(run_id, f"{way}, seed {seed}" if len(runs) > 1 else way)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path} is no comparison: {error}") from None
+    return found
 
 
 def to_grid(document: Mapping[str, Any]) -> Grid:

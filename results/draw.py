@@ -12,6 +12,7 @@ from harness.data.world.links import TRAINED_DISTANCE
 from harness.errors import InputError
 from harness.files import write_atomically
 from results import (
+    dots_figure,
     expansion,
     expansion_figure,
     figures,
@@ -23,6 +24,7 @@ from results import (
     popularity,
     tables,
 )
+from results.comparison import run_names
 from results.cost import build_cost_table, to_csv, to_grid
 from results.records import Record, read_records
 
@@ -49,7 +51,7 @@ def draw(
             files |= draw_perplexity(found, folders, out, name)
     for name in remembered:
         if name in wanted:
-            files |= _memory_files(found, name, out)
+            files |= memory_files(found, name, out)
     if files and not names:
         return [], files
     if not names:
@@ -57,7 +59,9 @@ def draw(
             f"none of the {len(found)} records answers questions, so there is no accuracy table to draw; "
             f"suites with one: {', '.join(tables.suites_of(metric))}"
         )
-    drawn = [tables.build_table(found, experiment=name, metric=metric) for name in names]
+    drawn = [
+        tables.build_table(found, experiment=name, metric=metric, called=run_names(folders, name)) for name in names
+    ]
     folder = out / "tables"
     for table in drawn:
         stem = table.experiment if metric == "em" else f"{table.experiment}-{metric}"
@@ -80,9 +84,14 @@ def draw(
 
 
 def picture_of(table: tables.Table) -> dict[str, bytes]:
-    """The figure of an accuracy table: against the share of chunks expanded where it varies, else against passages."""
+    """The figure of an accuracy table: against the share of chunks expanded where it varies, else against passages.
+
+    Where there is one number of passages a line a row.
+    """
     if curves := expansion.curves(table):
         return expansion_figure.draw_figure(curves, table.metric)
+    if len(table.rows) > 1 and len({row.passages for row in table.rows}) == 1:
+        return dots_figure.draw_figure(table)
     return figures.draw_figure(table)
 
 
@@ -151,7 +160,7 @@ def memory_grids(records: Sequence[Record], experiment: str, folder: Path) -> di
     return grids
 
 
-def _memory_files(records: Sequence[Record], experiment: str, out: Path) -> Files:
+def memory_files(records: Sequence[Record], experiment: str, out: Path) -> Files:
     folder = out / "tables"
     files: Files = {folder / f"{experiment}.csv": memory.to_csv(records, experiment).encode()}
     for stem, grid in memory_grids(records, experiment, folder).items():

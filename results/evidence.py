@@ -6,16 +6,19 @@ accepted records.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.errors import InputError
 from harness.statistics import Interval
-from results import latency
+from results import latency, losses
 from results.formats import percent
 from results.latency import Journal, Line
 from results.layouts import Own
+from results.losses import Losses
 from results.records import Record, read_records
 
 RACE = "ttft"
@@ -23,14 +26,26 @@ WORLD = "world-0"  # the data root that the captions speak of
 
 
 @dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What ``slurm.jobs.compare`` left: ``document`` has the means of each way by seed, and the paired tests."""
+
+    path: Path
+    document: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """``records`` of each folder, and every latency journal with its path."""
+    """``records`` of each folder, every latency journal with its path; comparisons and losses of trainings by name."""
 
     records: Sequence[Sequence[Record]]
     journals: Sequence[tuple[Path, Journal]]
+    comparisons: Mapping[str, Comparison] = field(default_factory=dict)
+    losses: Mapping[str, Losses] = field(default_factory=dict)
 
-    def find(self, experiment: str, suite: str, system: str, passages: int, **config: Any) -> Record | None:
-        """The run of that system with those settings in ``WORLD``.
+    def find(
+        self, experiment: str, suite: str, system: str, passages: int, *, root: str = WORLD, **config: Any
+    ) -> Record | None:
+        """The run of that system with those settings over the data root ``root``.
 
         Of several in one folder the one of the most questions, then the newest.
         """
@@ -38,7 +53,7 @@ class Evidence:
             found = [
                 record
                 for record in records
-                if (record.suite, record.system, record.passages, record.root) == (suite, system, passages, WORLD)
+                if (record.suite, record.system, record.passages, record.root) == (suite, system, passages, root)
                 and experiment in record.experiments
                 and has(record, config)
             ]
@@ -53,9 +68,11 @@ class Evidence:
                 return found
         return []
 
-    def score(self, metric: str, experiment: str, suite: str, system: str, passages: int, **config: Any) -> Own | None:
+    def score(
+        self, metric: str, experiment: str, suite: str, system: str, passages: int, *, root: str = WORLD, **config: Any
+    ) -> Own | None:
         """A score in percent."""
-        record = self.find(experiment, suite, system, passages, **config)
+        record = self.find(experiment, suite, system, passages, root=root, **config)
         return percents(record, metric) if record else None
 
     def number(self, metric: str, experiment: str, suite: str, system: str, passages: int, **config: Any) -> Own | None:
@@ -63,6 +80,21 @@ class Evidence:
         record = self.find(experiment, suite, system, passages, **config)
         value = record.metrics.get(metric) if record else None
         return figure(value, record.path) if record and value else None
+
+    def by_seed(self, name: str, way: str) -> Own | None:
+        """Exact match of a way of training in the comparison ``name``, one number a seed; its value is their mean."""
+        found = self.comparisons.get(name)
+        if found is None or way not in found.document["means"]:
+            return None
+        scores: Sequence[float] = found.document["means"][way]["em"]
+        return Own(
+            text=" / ".join(percent(score) for score in scores),
+            how="measured",
+            value=100 * sum(scores) / len(scores),
+            n=next((test["n"] for test in found.document["tests"] if way in (test["a"], test["b"])), None),
+            path=found.path,
+            at=f"{way}; value: mean of {len(scores)} seeds",
+        )
 
     def race(self, of: Record) -> Record | None:
         """The race in which the system of ``of`` was timed over as many passages."""
@@ -109,7 +141,21 @@ def read_evidence(folders: Iterable[Path]) -> Evidence:
     return Evidence(
         records=[read_records([folder]) for folder in folders if next(folder.rglob("record.json"), None)],
         journals=[(path, latency.read(path)) for path in _journals(folders)],
+        comparisons=_comparisons(folders),
+        losses=losses.read_all(folders),
     )
+
+
+def _comparisons(folders: Iterable[Path]) -> dict[str, Comparison]:
+    """By name, of the first folder that has it. Raises ``InputError`` for a damaged file."""
+    found: dict[str, Comparison] = {}
+    for path in (path for folder in folders for path in sorted(folder.rglob("comparison.json"))):
+        try:
+            document: dict[str, Any] = json.loads(path.read_bytes())
+            found.setdefault(document["name"], Comparison(path=path, document=document))
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} is no comparison: {error}") from None
+    return found
 
 
 def _journals(folders: Iterable[Path]) -> Iterator[Path]:

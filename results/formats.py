@@ -29,6 +29,7 @@ _TEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     "≠": r"$\neq$",
+    "`": r"\textasciigrave{}",
     "[": "{[}",  # After the \\ of a line a bare one would open that command's argument.
 }
 
@@ -255,4 +256,5 @@ def _pipes(text: str) -> str:
 
 
 def _tex(text: str) -> str:
-    return "".join(_TEX.get(character, character) for character in text)
+    # Two hyphens would become a dash: options of a command have them.
+    return "".join(_TEX.get(character, character) for character in text).replace("--", "-{}-")

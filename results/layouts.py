@@ -23,7 +23,7 @@ DIFFERS, IMPOSSIBLE = "≠", "!"
 PAGE, NARROWEST = 150, 12  # letters: of a line that is still readable, and of a column
 CSV_HEAD = (
     "table", "row", "column", "source", "status", "value", "low", "high", "n", "unit", "source_class", "page", "from",
-    "marks",
+    "marks", "at",
 )  # fmt: skip
 
 
@@ -32,6 +32,7 @@ class Own:
     """A value of ours as ``text``; ``value`` is its number where it is one, with an interval where one exists.
 
     ``measured`` came from a clock or a score, ``computed`` from code and configuration alone. ``path`` is the record.
+    ``at`` says what it is of, where that is not what its row and column say.
     """
 
     text: str
@@ -41,6 +42,7 @@ class Own:
     high: float | None = None
     n: int | None = None
     path: Path | None = None
+    at: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,10 +153,10 @@ def _values(cell: Cell, folder: Path) -> Sequence[str | int | float | None]:
     if own := cell.own:
         where = link(own.path, folder) if own.path else None
         value = own.text if own.value is None else own.value
-        return value, own.low, own.high, own.n, None, None, None, where, marks
+        return value, own.low, own.high, own.n, None, None, None, where, marks, own.at
     if entry := cell.entry:
-        return entry.printed, None, None, None, entry.unit, entry.source_class, entry.page, entry.source, marks
-    return cell.takes or cell.silent, None, None, None, None, None, None, None, marks
+        return entry.printed, None, None, None, entry.unit, entry.source_class, entry.page, entry.source, marks, None
+    return cell.takes or cell.silent, None, None, None, None, None, None, None, marks, None
 
 
 def _text(cell: Cell, letters: dict[str, str], folder: Path) -> str:

@@ -5,11 +5,10 @@ Drawn like ``figures``: no pyplot, the same bytes every time. What was trained o
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from results.figures import CHANCE_GREY, CHANCE_NAME, COLOURS, MARKERS, PNG_DPI, STYLE
+from results.figures import CHANCE_GREY, CHANCE_NAME, COLOURS, MARKERS, STYLE, pictures
 from results.memory import CHANCE, EM, Line, depths
 
 if TYPE_CHECKING:
@@ -52,8 +51,10 @@ def draw_heat_map(lines: Sequence[Line], trained: int) -> dict[str, bytes]:
                 panel.set_xlabel("tokens of context")
                 panel.tick_params(labelbottom=True)
         assert mesh is not None
-        figure.colorbar(mesh, ax=panels, label="exact match (%)", shrink=0.8)
-        return _pictures(figure)
+        bar = figure.colorbar(mesh, ax=panels, label="exact match (%)", shrink=0.8)
+        assert bar.solids is not None
+        bar.solids.set(rasterized=False, edgecolor="face")  # a picture inside the drawing is refused by the page
+        return pictures(figure)
 
 
 def draw_distances(panels_of: Mapping[int, Sequence[Line]], trained: int) -> dict[str, bytes]:
@@ -74,7 +75,7 @@ def draw_distances(panels_of: Mapping[int, Sequence[Line]], trained: int) -> dic
             name: handle for panel in panels for handle, name in zip(*panel.get_legend_handles_labels(), strict=True)
         }
         figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=4)
-        return _pictures(figure)
+        return pictures(figure)
 
 
 def _heat_panel(panel: Axes, line: Line, lengths: Sequence[int], deep: Sequence[int], trained: int) -> Any:
@@ -146,10 +147,3 @@ def _distance_panel(panel: Axes, lines: Sequence[Line], names: Sequence[str], tr
 
 def _short(tokens: int) -> str:
     return f"{tokens // 1024}k" if tokens >= 1024 and tokens % 1024 == 0 else str(tokens)
-
-
-def _pictures(figure: Any) -> dict[str, bytes]:
-    pictures = {"png": io.BytesIO(), "svg": io.BytesIO()}
-    figure.savefig(pictures["png"], format="png", dpi=PNG_DPI, metadata={"Software": None})
-    figure.savefig(pictures["svg"], format="svg", metadata={"Date": None, "Creator": None})
-    return {kind: picture.getvalue() for kind, picture in pictures.items()}

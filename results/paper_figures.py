@@ -8,34 +8,39 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.train.curriculum import MULTIPLIERS, build_curriculum
 from results.evidence import Evidence
+from results.expansion import SELECTORS, curves
 from results.figures import COLOURS, DODGE_PT, MARKERS, STYLE, pictures
 from results.ledger import Entry
 from results.ledger import filter as of
 from results.published import Ledger
 from results.records import Record
-from results.tables import SYSTEMS
+from results.tables import SYSTEMS, Row, build_table, row_order
 from results.variants import variants
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PASSAGES = 8
-SELECTION, COMPARED = "tiny-selection", "tiny-systems"
-# In the paper's order, so that a selector has one colour in all panels.
-SELECTORS = ("policy", "perplexity-desc", "perplexity-asc", "random", "oracle", "none")
+SELECTION, COMPARED = "expansion", "tiny-systems"
 PUBLISHED, MEASURED, COMPUTED = "published", "measured", "computed"
 WORLD = f"synthetic world, 0.9 M parameters, {PASSAGES} passages"
-LOSSES = (
-    "Not measured: a training keeps its last loss alone (training.json of a checkpoint). It takes the losses of the "
-    "next-paragraph stage at k = 8, 16, 32 and 64, written down every so many steps of `refrag-bench train refrag_v2 "
-    "cpt`: minutes of CPU per k at the tiny scale, thousands of H100-hours at the paper's."
-)
-PANEL_IN = 3.4
+# The trainings whose losses are shown, and what they are of.
+LOSSES = {
+    "perplexity": "books and LaTeX, 1.1 M parameters",
+    "perplexity-quarter": "books and LaTeX, 1.1 M parameters, a quarter of the steps",
+    "k_ablation": "synthetic world, 0.9 M parameters",
+}
+ON_TEXT = ("perplexity", "perplexity-quarter")  # the longer training before the shorter
+UNLOGGED = {
+    "perplexity-quarter": "`refrag-bench run perplexity --scale quarter --data DIR`: an hour of one core",
+    "k_ablation": "`refrag-bench run k_ablation`: 25 minutes of one core, three seeds of each k",
+}
+PANEL_IN, HEIGHT_IN = 3.4, 3.6
 _POINT = re.compile(r" @ (?:effective compression |step |input_len=)(?P<x>[\d.]+)x?$")
 
 
@@ -44,13 +49,10 @@ def draw(name: str, ledger: Ledger, evidence: Evidence) -> dict[str, bytes]:
     from matplotlib import style
     from matplotlib.figure import Figure
 
-    panels, fill = FIGURES[name]
+    (rows, columns), fill = FIGURES[name]
     with style.context(STYLE, after_reset=True):
-        figure = Figure(figsize=(PANEL_IN * panels, 3.6), layout="constrained")
-        fill(list(figure.subplots(1, panels, squeeze=False)[0]), ledger, evidence)
-        # Laid out once for both kinds: it is half of the time that drawing takes.
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")
+        figure = Figure(figsize=(PANEL_IN * columns, HEIGHT_IN * rows), layout="constrained")
+        fill([*figure.subplots(rows, columns, squeeze=False).flat], ledger, evidence)
         return pictures(figure)
 
 
@@ -58,9 +60,10 @@ def draw(name: str, ledger: Ledger, evidence: Evidence) -> dict[str, bytes]:
 
 
 def selection(panels: Sequence[Axes], ledger: Ledger, evidence: Evidence) -> None:
-    """Quality against the effective compression rate, by who chooses what is expanded."""
-    ours, *published = panels
-    _select_ours(ours, evidence)
+    """Quality against the effective compression rate, by who chooses what is expanded: ours above, a panel per k."""
+    *ours, beside = panels[:4]
+    published = panels[4:]
+    _select_ours(ours, beside, evidence)
     entries = of(ledger.entries, table="Figure 3")
     for panel, data in zip(published, ("Arxiv", "Book", "PG19", "ProofPile"), strict=True):
         for index, policy in enumerate(dict.fromkeys(entry.row for entry in entries)):
@@ -68,32 +71,53 @@ def selection(panels: Sequence[Axes], ledger: Ledger, evidence: Evidence) -> Non
             panel.plot(*zip(*points, strict=True), label=policy, **_look(index))
         panel.set_title(f"{data} ({PUBLISHED}, p. 6)")
         panel.set_xlabel("effective compression rate")
-        panel.set_ylabel("log-perplexity")
+        panel.set_ylabel("log-perplexity (nats inferred)")
     published[0].legend()
 
 
-def _select_ours(panel: Axes, evidence: Evidence) -> None:
-    records = [
-        r for r in evidence.all(SELECTION, "same_relation") if r.system == "refrag_v2" and r.passages == PASSAGES
-    ]
-    for index, select in enumerate(SELECTORS):
-        chosen = [r for r in records if r.spec["system"]["config"]["select"] == select and "em" in r.metrics]
-        chosen.sort(key=lambda r: r.metrics["effective_rate"].mean)
-        if chosen:
-            rates = [r.metrics["effective_rate"].mean for r in chosen]
-            _scores(panel, rates, chosen, select, index, transform=_dodged(panel, index - (len(SELECTORS) - 1) / 2))
-    if shown := [r for r in records if r.spec["system"]["config"]["select"] in SELECTORS and "em" in r.metrics]:
-        # Shifted points do not widen the axes by themselves.
-        rates = [r.metrics["effective_rate"].mean for r in shown]
+def _select_ours(panels: Sequence[Axes], beside: Axes, evidence: Evidence) -> None:
+    records = evidence.all(SELECTION, "same_relation")
+    found = curves(build_table(records, experiment=SELECTION)) if records else []
+    rates = sorted({curve.k for curve in found})
+    for panel, k in zip(panels, rates, strict=False):
+        for curve in (curve for curve in found if curve.k == k):
+            index = SELECTORS.index(curve.select)
+            points = sorted((r.metrics["effective_rate"].mean, r.path) for r in curve.records.values())
+            by_path = {record.path: record for record in curve.records.values()}
+            chosen = [by_path[path] for _, path in points]
+            steps = index - (len(SELECTORS) - 1) / 2
+            at = [rate for rate, _ in points]
+            _scores(panel, at, chosen, curve.select, index, transform=_dodged(panel, steps))
         panel.set_xscale("log", base=2)
         panel.xaxis.set_major_formatter("{x:g}")
-        panel.set_xlim(min(rates) / 1.25, 1.25 * max(rates))
-        scores = [r.metrics["em"] for r in shown]
+        # Shifted points do not widen the axes by themselves.
+        panel.set_xlim(1 / 1.25, 1.25 * k)
+        scores = [record.metrics["em"] for curve in found for record in curve.records.values()]
         panel.set_ylim(100 * min(s.low for s in scores) - 0.5, 100 * max(s.high for s in scores) + 0.5)
-    _or_empty(panel, shown, f"No record of the experiment {SELECTION}: `refrag-bench run tiny` makes them.")
-    panel.set_title(f"Same relation ({MEASURED})\n{WORLD}", fontsize=8)
-    panel.set_xlabel("effective compression rate (k = 8, 16, 32)")
-    panel.set_ylabel("exact match (%)")
+        panel.set_title(f"Same relation, k = {k} ({MEASURED})\n{WORLD}", fontsize=8)
+        panel.set_xlabel("effective compression rate")
+        panel.set_ylabel("exact match (%)")
+    beside.set_axis_off()
+    for panel in panels[len(rates) :]:
+        panel.set_axis_off()
+    if not found:
+        _or_empty(panels[0], found, f"No record of experiment {SELECTION}: `refrag-bench run expansion` makes them.")
+        panels[0].set_title(f"Same relation ({MEASURED})\n{WORLD}", fontsize=8)
+        return
+    entries = dict(zip(*reversed(panels[0].get_legend_handles_labels()), strict=True))
+    beside.legend(entries.values(), entries, loc="upper left", title="ours: who chooses what is expanded", fontsize=8)
+    beside.text(
+        0.0,
+        0.3,
+        textwrap.fill(
+            "Bars: 95 % interval. Left end: everything expanded, right end: nothing. The published curves are of k = "
+            "16 and log-perplexity, so only shapes compare: there up is worse, here up is better.",
+            48,
+        ),
+        transform=beside.transAxes,
+        fontsize=8,
+        va="top",
+    )
 
 
 # --- Figure 4
@@ -101,8 +125,8 @@ def _select_ours(panel: Axes, evidence: Evidence) -> None:
 
 def quality(panels: Sequence[Axes], ledger: Ledger, evidence: Evidence) -> None:
     """Quality against the time to the first token; the paper has tokens of input on that axis."""
-    ours, *published = panels
-    _quality_ours(ours, evidence)
+    ours, beside, *published = panels
+    _quality_ours(ours, beside, evidence)
     entries = [entry for entry in of(ledger.entries, table="Figure 4") if "input_len" in entry.column]
     for panel, retriever in zip(published, ("strong", "weak"), strict=True):
         for index, model in enumerate(dict.fromkeys(entry.row for entry in entries)):
@@ -114,10 +138,10 @@ def quality(panels: Sequence[Axes], ledger: Ledger, evidence: Evidence) -> None:
     published[0].legend()
 
 
-def _quality_ours(panel: Axes, evidence: Evidence) -> None:
+def _quality_ours(panel: Axes, beside: Axes, evidence: Evidence) -> None:
     records = [r for r in evidence.all(COMPARED, "same_relation") if r.passages == PASSAGES and "em" in r.metrics]
-    records.sort(key=lambda r: (list(SYSTEMS).index(r.system) if r.system in SYSTEMS else len(SYSTEMS), str(r.path)))
     names = variants(records)
+    records.sort(key=lambda r: row_order(Row(system=r.system, variant=names[r.path], passages=r.passages)))
     raced = [(record, race) for record in records if (race := evidence.race(record))]
     for index, (record, race) in enumerate(raced):
         times = race.timings["ttft_s"]
@@ -128,11 +152,13 @@ def _quality_ours(panel: Axes, evidence: Evidence) -> None:
         _scores(panel, [median], [record], f"{title} ({variant})" if variant else title, index, xerr=x)
     _or_empty(panel, raced, f"No race of the experiment {COMPARED}: `refrag-bench run tiny` makes one.")
     panel.set_title(f"Same relation ({MEASURED})\n{WORLD}", fontsize=8)
-    panel.set_xlabel("TTFT, passages ready (ms; p10 to p90)")
-    panel.set_ylabel("exact match (%)")
+    panel.set_xlabel("TTFT, passages ready (ms; median, p10 to p90)")
+    panel.set_ylabel("exact match (%; 95 % interval)")
     panel.set_ylim(0, 105)
-    if raced:
-        panel.legend(fontsize=5)
+    beside.set_axis_off()
+    if legend := panel.get_legend():
+        legend.remove()
+        beside.legend(*panel.get_legend_handles_labels(), loc="upper left", title="ours", fontsize=8)
 
 
 # --- Figure 6
@@ -174,22 +200,74 @@ def _stack(panel: Axes, shares: Mapping[int, Sequence[float]]) -> None:
 # --- Figures 10 to 12
 
 
-def losses(panels: Sequence[Axes], ledger: Ledger, _: Evidence) -> None:
-    """Training loss of the next-paragraph stage."""
-    ours, *published = panels
+def losses(panels: Sequence[Axes], ledger: Ledger, evidence: Evidence) -> None:
+    """Training loss of the next-paragraph stage, ours by k on text and on the world."""
+    text, apart, world, *published, beside = panels
+    name = next((name for name in ON_TEXT if name in evidence.losses), ON_TEXT[-1])
+    _loss_ours(text, evidence, name)
+    _loss_apart(apart, evidence, name)
+    _loss_ours(world, evidence, "k_ablation")
+    beside.set_axis_off()
+    beside.text(
+        0.0,
+        0.9,
+        textwrap.fill(
+            "Ours: the loss of single batches, every ten steps, in nats per predicted token. On text all k see the "
+            "same windows, which differ far more than the k do: hence the panel of differences. Published: digitised "
+            "curves, log base not stated.",
+            48,
+        ),
+        transform=beside.transAxes,
+        fontsize=8,
+        va="top",
+    )
     figures = ("Figure 10", "Figure 11-left", "Figure 11-right", "Figure 12")
     for panel, table in zip(published, figures, strict=True):
         entries = of(ledger.entries, table=table)
         for index, model in enumerate(dict.fromkeys(entry.row for entry in entries)):
             points = _points(entry for entry in entries if entry.row == model)
-            panel.plot(*zip(*points, strict=True), label=model, color=COLOURS[index], linewidth=1.2)
+            name = model.replace("x", "k = ", 1) if table == "Figure 10" else model
+            panel.plot(*zip(*points, strict=True), label=name, color=COLOURS[index], linewidth=1.2)
         panel.set_title(f"{table} ({PUBLISHED}, p. {entries[0].page})")
-        panel.set_xlabel("step")
+        panel.set_xlabel("training step")
+        panel.set_ylabel("training loss")
         panel.xaxis.set_major_formatter(lambda step, _: f"{step / 1000:g}k")
         panel.legend(fontsize=6)
-    published[0].set_ylabel("training loss")
-    ours.set_title("REFRAG v2 by k (ours)")
-    _or_empty(ours, (), LOSSES)
+
+
+def _loss_apart(panel: Axes, evidence: Evidence, name: str) -> None:
+    """Of each k minus the smallest k, on the same windows."""
+    found = evidence.losses.get(name)
+    by_k = found.by_k() if found else {}
+    least = next(iter(by_k), 0)
+    for index, (k, runs) in enumerate(by_k.items()):
+        if k != least:
+            pairs = zip(runs[0].points, by_k[least][0].points, strict=True)
+            points = [(point.step, point.loss - other.loss) for point, other in pairs]
+            panel.plot(*zip(*points, strict=True), label=f"k = {k} minus k = {least}", color=COLOURS[index])
+    panel.axhline(0, color=COLOURS[0], linewidth=0.8)
+    _or_empty(panel, [k for k in by_k if k != least], f"Not measured. It takes {UNLOGGED[ON_TEXT[-1]]}.")
+    panel.set_title(f"REFRAG v2, loss above that of k = {least or 8} ({MEASURED})\n{LOSSES[name]}", fontsize=8)
+    panel.set_xlabel("training step")
+    panel.set_ylabel("difference of losses (nats per token)")
+
+
+def _loss_ours(panel: Axes, evidence: Evidence, name: str) -> None:
+    """Mean over seeds of each k, and every seed as a thin line where there are several."""
+    found = evidence.losses.get(name)
+    by_k = found.by_k() if found else {}
+    for index, (k, runs) in enumerate(by_k.items()):
+        steps = [point.step for point in runs[0].points]
+        each = [[point.loss for point in run.points] for run in runs]
+        mean = [sum(losses) / len(losses) for losses in zip(*each, strict=True)]
+        seeds = f", {len(runs)} seeds" if len(runs) > 1 else ""
+        panel.plot(steps, mean, label=f"k = {k}{seeds}", color=COLOURS[index % len(COLOURS)], linewidth=1.4)
+        for losses in each if len(runs) > 1 else ():
+            panel.plot(steps, losses, color=COLOURS[index % len(COLOURS)], linewidth=0.5, alpha=0.5)
+    _or_empty(panel, by_k, f"Not measured. It takes {UNLOGGED.get(name)}.")
+    panel.set_title(f"REFRAG v2 by k ({MEASURED})\n{LOSSES[name]}", fontsize=8)
+    panel.set_xlabel("training step")
+    panel.set_ylabel("loss of the step's batch (nats per token)")
 
 
 # --- parts
@@ -245,19 +323,28 @@ def _scores(panel: Axes, x: Sequence[float], records: Sequence[Record], name: st
     )
 
 
-def _or_empty(panel: Axes, found: Sequence[Any], takes: str) -> None:
+def _or_empty(panel: Axes, found: Collection[Any], takes: str) -> None:
     """What it would take in the place of a curve, else a legend."""
     if found:
         panel.legend(fontsize=6)
         return
     panel.set_axis_off()
-    panel.text(0.5, 0.5, textwrap.fill(takes, 44), ha="center", va="center", transform=panel.transAxes, fontsize=7)
+    panel.text(
+        0.5,
+        0.5,
+        textwrap.fill(takes, 44, break_on_hyphens=False),
+        ha="center",
+        va="center",
+        transform=panel.transAxes,
+        fontsize=7,
+    )
 
 
 Fill = Callable[["Sequence[Axes]", Ledger, Evidence], None]
-FIGURES: Mapping[str, tuple[int, Fill]] = {
-    "paper-figure-3": (5, selection),
-    "paper-figure-4": (3, quality),
-    "paper-figure-6": (2, curriculum),
-    "paper-figure-10-12": (5, losses),
+# Rows and columns of panels, and who fills them.
+FIGURES: Mapping[str, tuple[tuple[int, int], Fill]] = {
+    "paper-figure-3": ((2, 4), selection),
+    "paper-figure-4": ((1, 4), quality),
+    "paper-figure-6": ((1, 2), curriculum),
+    "paper-figure-10-12": ((2, 4), losses),
 }

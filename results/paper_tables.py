@@ -1,14 +1,13 @@
 """The paper's tables with a line of ours below each of its own.
 
-What is ours comes from a function from evidence to values by row and column: ``MEASURED`` names it for each table; a
-table that is not named there has nothing measured yet, and every cell says what it would take.
+What is ours comes from a function from evidence to values by row and column (``results.paper_measured``), which
+``MEASURED`` names for each table that is not computed; a cell without a value says what it would take.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 from harness.roofline_limits import (
     kv_bytes_theory,
@@ -20,20 +19,34 @@ from harness.roofline_limits import (
     ttit_theory,
 )
 from harness.train.curriculum import MULTIPLIERS, paper_table8
+from results import perplexity
 from results.evidence import Evidence
 from results.layouts import DIFFERS, OURS, PAPER, Cell, Layout, Own
 from results.ledger import Entry
+from results.paper_measured import (
+    ALIGNED,
+    ANSWERS,
+    UNALIGNED,
+    Measured,
+    equal_rate,
+    log_perplexities,
+    rag_scores,
+    without_curriculum,
+    without_reconstruction,
+)
 from results.published import Ledger, Side, lines, ours, printed, rounds_to
 from results.shapes import A100_BYTES_PER_S, A100_FLOPS_PER_S, LLAMA2_7B
 
-Values = Mapping[tuple[str, str], Own]
-CORPORA = "held-out Book and ArXiv of SlimPajama, PG19 and Proof-pile"
+SMALL = "`refrag-bench run perplexity --data DIR` for the small version (an hour of one core); for the paper's size "
+CORPORA = "held-out Book and ArXiv of SlimPajama, PG19 and Proof-pile as folders for `refrag-bench run perplexity`"
 TRAINED = (
-    "a REFRAG v2 trained at the paper's scale (`refrag-bench plan` has the GPU-hours: thousands of H100-hours) and a "
-    f"perplexity suite over {CORPORA}"
+    "a REFRAG v2 trained at the paper's scale (`refrag-bench plan` has the GPU-hours: thousands of H100-hours) and "
+    f"{CORPORA}"
 )
-UNTRAINED = f"LLaMA-2-7B and its variants on a GPU, and a perplexity suite over {CORPORA}; no REFRAG training"
+UNTRAINED = f"LLaMA-2-7B and its variants on a GPU, and {CORPORA}; no REFRAG training"
 READERS = "instruction-tuned checkpoints at 7 B, DRAGON+ over 400 M passages, and the other suites of the table"
+OTHER_TEXT = "a folder of PG19 or Proof-pile in SlimPajama's schema for `refrag-bench run perplexity --data`"
+ANY_TEXT = ("PG19", "ProofPile")
 # The theory's conditions; the paper gives neither o nor a card's rates beside its formulas.
 OUTPUT, BATCH, LENGTHS, RATES = 128, 1, (512, 2048, 8192, 16384, 65536), (8, 16, 32)
 THEORY = (
@@ -46,43 +59,15 @@ THEORY = (
 # --- Tables 1, 2, 3, 11, 12, 13: as printed, with what was measured below
 
 
-def rag_scores(evidence: Evidence) -> Values:
-    """Table 3: exact match on the questions of the synthetic world that have NQ's and TriviaQA's schema."""
-    readers: Mapping[str, tuple[str, int, Mapping[str, Any]]] = {
-        "LLaMA_FT + 1 passage": ("standard_rag", 1, {}),
-        "REFRAG_8 + 8 passages": ("refrag_v2", 8, {"k": 8, "expand": 0.0}),
-        "REFRAG_16 + 8 passages": ("refrag_v2", 8, {"k": 16, "expand": 0.0}),
-        "REFRAG_32 + 8 passages": ("refrag_v2", 8, {"k": 32, "expand": 0.0}),
-    }
-    found = {
-        (row, column): evidence.score("em", "tiny", suite, system, passages, **config)
-        for row, (system, passages, config) in readers.items()
-        for column, suite in (("NQ", "nq"), ("TQA", "triviaqa"))
-    }
-    return {key: own for key, own in found.items() if own}
-
-
-def effective_rates(_: Evidence) -> Values:
-    """Table 13's first column, by p. 5: k / (1 - p + k p), with floor(L / 15) of L = s / 16 chunks expanded (inferred:
-    the number that gives the printed rates)."""
-    found = {(f"REFRAG_8 s={s}", RATE): _rate(8, 0.0) for s in (2048, 4096)}
-    for s in (2048, 4096):
-        n = s // 16
-        found[f"REFRAG_16+RL s={s}", RATE] = _rate(16, n // 15 / n)
-    return found
-
-
-def _rate(k: int, p: float) -> Own:
-    value = k / (1 - p + k * p)
-    return Own(text=f"{value:.4f}".rstrip("0").rstrip("."), how="computed", value=value)
-
-
-RATE = "effective compression rate"
-MEASURED: Mapping[str, Callable[[Evidence], Values]] = {"Table 3": rag_scores, "Table 13": effective_rates}
-WORLD = (
-    "Ours: decoders of 0.9 M parameters on the synthetic world's questions in the schemas of NQ and TriviaQA, not on "
-    "theirs; brackets: 95 % interval. Not comparable with the paper's.",
-)
+Find = Callable[[Evidence, Sequence[str], Sequence[str]], Sequence[Measured]]
+MEASURED: Mapping[str, Find] = {
+    "Table 1": log_perplexities,
+    "Table 2": log_perplexities,
+    "Table 3": lambda evidence, *_: rag_scores(evidence),
+    "Table 11": lambda evidence, *_: without_curriculum(evidence),
+    "Table 12": lambda evidence, *_: without_reconstruction(evidence),
+    "Table 13": equal_rate,
+}
 
 
 def as_printed(
@@ -91,34 +76,61 @@ def as_printed(
     *,
     table: str,
     title: str,
-    takes: Callable[[str], str],
-    notes: Sequence[str] = (),
+    takes: Callable[[str, str], str],
+    alone: Sequence[str] = (),
 ) -> Layout:
-    """One of the paper's tables, row by row and column by column."""
+    """One of the paper's tables, row by row and column by column; ``alone`` are columns that only ours has."""
     rows, columns = ledger.rows(table), ledger.columns(table)
-    measured = MEASURED[table](evidence) if table in MEASURED else {}
+    found = MEASURED[table](evidence, rows, columns)
     unit = dict.fromkeys(ledger.paper(table, rows[0], column).unit for column in columns)
 
     def paper(row: str, column: str) -> Cell:
-        return printed(row, column, ledger.paper(table, row, column))
+        return printed(row, column, None if column in alone else ledger.paper(table, row, column))
 
-    def own(row: str, column: str) -> Cell:
-        return ours(row, column, measured.get((row, column)), takes(row))
+    def own(measured: Measured, row: str, column: str) -> Cell:
+        return ours(row, column, measured.values.get((row, column)), takes(row, column))
 
+    def sides(row: str) -> Iterator[Side]:
+        yield Side(heading=PAPER, fill=paper)
+        for measured in found:
+            if measured.everywhere or any(row == of for of, _ in measured.values):
+                yield Side(heading=measured.heading, fill=partial(own, measured))
+
+    every = (*columns, *alone)
     return Layout(
         name=f"paper-{table.lower().replace(' ', '-')}",
         title=f"The paper's {table}: {title}",
-        columns=tuple(columns),
-        lines=lines(rows, columns, [Side(heading=PAPER, fill=paper), Side(heading=OURS, fill=own)]),
-        notes=(f"Unit: {'; '.join(unit)}. arXiv:2509.01092v2, single runs, no intervals printed.", *notes),
+        columns=every,
+        lines=tuple(line for row in rows for line in lines([row], every, [*sides(row)])),
+        notes=(
+            f"Unit: {'; '.join(unit)}. arXiv:2509.01092v2, single runs, no intervals printed.",
+            *(note for measured in found for note in measured.notes),
+        ),
     )
 
 
-def _takes_perplexity(row: str) -> str:
-    return TRAINED if "REFRAG" in row else UNTRAINED
+def _takes_perplexity(row: str, column: str) -> str:
+    """Of Tables 1, 2 and 13: the nearest thing that can be done, or what the paper's size asks."""
+    if column == ANSWERS:
+        return "`refrag-bench run expansion` for rows at s = 2048; the others 16 passages, which nobody has run"
+    if column.startswith(ANY_TEXT):
+        return OTHER_TEXT
+    if row in perplexity.UNMEASURED:
+        return perplexity.UNMEASURED[row]
+    if "s=16384" in column:
+        return "windows of eight times the trained context, which is not among `CONTEXTS` of slurm/sweeps/perplexity.py"
+    if "+RL" in row:
+        return "a policy trained on text (`refrag_v2 policy` has recipes for the synthetic world alone)"
+    return SMALL + (TRAINED if "REFRAG" in row else UNTRAINED)
 
 
-def _takes_ablation(row: str) -> str:
+def _takes_ablation(experiment: str, row: str, column: str) -> str:
+    if column in (ALIGNED, UNALIGNED):
+        if "REFRAG" in row and experiment == "order":
+            return "`refrag-bench run order` (17 minutes of one core)"
+        if "REFRAG" in row:
+            return "`refrag-bench run curriculum` (12 minutes of one core)"
+        return "that reader on the ablations' questions (four passages of two people), which no experiment asks"
     return f"{TRAINED}, here with and without that stage or schedule" if "REFRAG" in row else UNTRAINED
 
 
@@ -268,18 +280,30 @@ TABLES: Mapping[str, Callable[[Ledger, Evidence], Layout]] = {
         as_printed, table="Table 2", title="log-perplexity at o = 2048 (p. 6)", takes=_takes_perplexity
     ),
     "paper-table-3": partial(
-        as_printed, table="Table 3", title="RAG, strong retriever (p. 9)", takes=lambda _: READERS, notes=WORLD
+        as_printed, table="Table 3", title="RAG, strong retriever (p. 9)", takes=lambda *_: READERS
     ),
     "paper-table-6": acceleration,
     "paper-table-8": schedule,
     "paper-table-9": formulas,
     "paper-table-11": partial(
-        as_printed, table="Table 11", title="reconstruction, log-perplexity (p. 26)", takes=_takes_ablation
+        as_printed,
+        table="Table 11",
+        title="reconstruction, log-perplexity (p. 26)",
+        takes=partial(_takes_ablation, "curriculum"),
+        alone=(ALIGNED,),
     ),
     "paper-table-12": partial(
-        as_printed, table="Table 12", title="next paragraph, log-perplexity (p. 26)", takes=_takes_ablation
+        as_printed,
+        table="Table 12",
+        title="next paragraph, log-perplexity (p. 26)",
+        takes=partial(_takes_ablation, "order"),
+        alone=(ALIGNED, UNALIGNED),
     ),
     "paper-table-13": partial(
-        as_printed, table="Table 13", title="RL against k = 8, log-perplexity (p. 26)", takes=_takes_perplexity
+        as_printed,
+        table="Table 13",
+        title="RL against k = 8, log-perplexity (p. 26)",
+        takes=_takes_perplexity,
+        alone=(ANSWERS,),
     ),
 }

@@ -37,7 +37,7 @@ SYSTEMS = {
     "cepe": "CEPE",
     "refrag_v2": "REFRAG",
 }
-UNMEASURED = {"LLaMA-32K": "it would take a decoder trained on windows as long as the longest context"}
+UNMEASURED = {"LLaMA-32K": "a decoder trained on windows as long as the longest context"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +159,7 @@ def _by_output(found: Perplexities, context: int, folder: Path) -> Grid:
         title=f"Small, real-language version of the paper's Table 1: log-perplexity at s = {context}, measured here",
         head=["System", *(f"{SETS.get(name, name)} P{n}" for name, n in columns), "Decoder positions"],
         lines=lines,
-        notes=_conditions(found),
+        notes=_notes(found),
     )
 
 
@@ -233,22 +233,32 @@ def _differences(found: Perplexities) -> Grid:
     )
 
 
-def _conditions(found: Perplexities) -> list[str]:
+def conditions(found: Perplexities) -> list[str]:
+    """Which text, how the systems read it, how long each was trained, and the commit."""
     suite = found.records[0].spec["suite"]
     commits = sorted({str(r.provenance.get("commit"))[:12] for r in found.records})
     dirty = any(r.provenance.get("dirty") for r in found.records)
     return [
-        "Nats per token, lower is better; Pn: over the first n tokens after the context. Brackets: 95 % bootstrap over "
-        "windows.",
         f"Text: {suite['dataset']} ({suite['split']}), revision {suite['revision']}, tokenised as {suite['root']}; "
         f"every context length precedes the same {suite['output']} tokens.",
         *dict.fromkeys(note for record in found.records for note in record.notes),
         "LLaMA_K reads the last s/8 tokens. REPLUG and CEPE read the context in passages of "
-        f"{suite['passage']} tokens; REFRAG expands nothing. X's decoder: no context, read with the decoder of X, "
-        "which was trained on with X; CEPE's stays as it was before.",
-        *(f"{row}: {NOT_RUN}; {what}." for row, what in UNMEASURED.items()),
-        "PG19 and Proof-pile have no column: they would take a folder of either with `--data`.",
+        f"{suite['passage']} tokens; REFRAG expands nothing.",
         f"Code: commit {', '.join(commits)}{' with uncommitted changes' if dirty else ''}.",
+    ]
+
+
+def _notes(found: Perplexities) -> list[str]:
+    *text, commit = conditions(found)
+    return [
+        "Nats per token, lower is better; Pn: over the first n tokens after the context. Brackets: 95 % bootstrap over "
+        "windows.",
+        *text,
+        "X's decoder: no context, read with the decoder of X, which was trained on with X; CEPE's stays as it was "
+        "before.",
+        *(f"{row}: {NOT_RUN}; it would take {what}." for row, what in UNMEASURED.items()),
+        "PG19 and Proof-pile have no column: they would take a folder of either with `--data`.",
+        commit,
     ]
 
 

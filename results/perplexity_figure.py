@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING
 
-from results.figures import CHANCE_GREY, COLOURS, MARKERS, PNG_DPI, STYLE
+from results.figures import CHANCE_GREY, COLOURS, MARKERS, STYLE, pictures
 from results.perplexity import SETS, WITHOUT, Perplexities
 
 if TYPE_CHECKING:
@@ -27,10 +26,7 @@ def draw_figure(found: Perplexities) -> dict[str, bytes]:
             _draw_panel(panel, found, name, names)
         panels[0].set_ylabel(f"log-perplexity of {found.outputs[-1]} tokens (nats per token)")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")
-        pictures = {"png": io.BytesIO(), "svg": io.BytesIO()}
-        figure.savefig(pictures["png"], format="png", dpi=PNG_DPI, metadata={"Software": None})
-        figure.savefig(pictures["svg"], format="svg", metadata={"Date": None, "Creator": None})
-    return {kind: picture.getvalue() for kind, picture in pictures.items()}
+        return pictures(figure)
 
 
 def _draw_panel(panel: Axes, found: Perplexities, name: str, names: list[str]) -> None:

@@ -12,7 +12,7 @@ import base64
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,9 +22,20 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from harness.errors import InputError
-from results import claims, configurations, expansion, latency_figure, latency_report, replication
+from results import (
+    claims,
+    configurations,
+    expansion,
+    latency_figure,
+    latency_report,
+    memory,
+    perplexity,
+    perplexity_figure,
+    replication,
+)
+from results.comparison import run_names
 from results.cost import build_cost_table
-from results.draw import picture_of
+from results.draw import memory_files, memory_grids, picture_of
 from results.evidence import read_evidence
 from results.ledger import SOURCE_CLASSES, read_ledger
 from results.measured import read_measured
@@ -36,6 +47,8 @@ from results.report_tables import PageTable, of_accuracy, of_comparison, of_cost
 from results.tables import QA_SUITES, build_table, experiments
 from results.verdicts import VERDICTS, Verdict, judge
 
+# What a reader comes for stands first, the others after it by name.
+MAIN = ("tiny-systems", "tiny", "tiny-selection", "expansion")
 TEMPLATE, SCRIPT = "report.html.jinja", "report.js"
 HERE = Path(__file__).parent
 
@@ -96,9 +109,10 @@ def gather(folders: Sequence[Path], home: Path) -> Report:
     found = {record.path: record for record in (*own, *accepted)}
     panels = Panels(records=found, journals=Journals(folders), folder=home)
     everywhere = replication.searched(folders, home)
-    sections = [*_experiments(own, accepted, panels)]
+    sections = [*_experiments(own, accepted, panels, everywhere)]
     if not sections:
         raise InputError(f"none of the {len(own)} records answers questions; suites that do: {', '.join(QA_SUITES)}")
+    sections += [*_windows(own, accepted, panels, everywhere), *_memory(own, accepted, panels)]
     if differences := [*_differences(everywhere, panels)]:
         sections.append(Section(name="differences", title="Paired differences", tables=differences, figures=[]))
     sections += _latency(everywhere, panels)
@@ -140,11 +154,11 @@ def _accepted(home: Path) -> list[Record]:
     return read_records([folder]) if folder.is_dir() else []
 
 
-def _experiments(own: Sequence[Record], accepted: Sequence[Record], panels: Panels) -> Iterator[Section]:
-    mine = experiments(own)
-    for name in dict.fromkeys([*mine, *experiments(accepted)]):
-        records = own if name in mine else accepted
-        table = build_table(records, experiment=name)
+def _experiments(
+    own: Sequence[Record], accepted: Sequence[Record], panels: Panels, folders: Sequence[Path]
+) -> Iterator[Section]:
+    for name, records in _first(own, accepted, experiments):
+        table = build_table(records, experiment=name, called=run_names(folders, name))
         costs = build_cost_table(records, name)
         by_share = [
             of_grid(f"{name}-shares-{place}", grid, panels)
@@ -156,6 +170,44 @@ def _experiments(own: Sequence[Record], accepted: Sequence[Record], panels: Pane
             tables=[of_accuracy(table, panels), *([of_cost(costs, panels)] if costs else []), *by_share],
             figures=[_figure(name, picture_of(table)["svg"])],
         )
+
+
+def _windows(
+    own: Sequence[Record], accepted: Sequence[Record], panels: Panels, folders: Sequence[Path]
+) -> Iterator[Section]:
+    """Log-perplexity, and the published tables that it has the layout of."""
+    for name, records in _first(own, accepted, perplexity.experiments):
+        built = perplexity.build(records, folders, experiment=name)
+        grids = perplexity.to_grids(built, panels.folder)
+        yield Section(
+            name=f"experiment-{name}",
+            title=f"Experiment {name}",
+            tables=[of_grid(f"{name}-{place}", grid, panels) for place, grid in enumerate(grids, start=1)],
+            figures=[_figure(name, perplexity_figure.draw_figure(built)["svg"])],
+        )
+
+
+def _memory(own: Sequence[Record], accepted: Sequence[Record], panels: Panels) -> Iterator[Section]:
+    """Pass keys and look-ups."""
+    for name, records in _first(own, accepted, memory.experiments):
+        grids = memory_grids(records, name, panels.folder)
+        drawn = memory_files(records, name, panels.folder)
+        yield Section(
+            name=f"experiment-{name}",
+            title=f"Experiment {name}",
+            tables=[of_grid(stem, grid, panels) for stem, grid in grids.items()],
+            figures=[_figure(path.stem, svg) for path, svg in drawn.items() if path.suffix == ".svg"],
+        )
+
+
+def _first(
+    own: Sequence[Record], accepted: Sequence[Record], experiments_of: Callable[[Sequence[Record]], list[str]]
+) -> Iterator[tuple[str, Sequence[Record]]]:
+    """Each experiment with the records that it is drawn from: one's own, else the accepted."""
+    mine = experiments_of(own)
+    names = dict.fromkeys([*mine, *experiments_of(accepted)])
+    for name in sorted(names, key=lambda name: (name not in mine, MAIN.index(name) if name in MAIN else len(MAIN))):
+        yield name, own if name in mine else accepted
 
 
 def _differences(folders: Iterable[Path], panels: Panels) -> Iterator[PageTable]:

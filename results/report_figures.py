@@ -41,7 +41,7 @@ def inline(svg: bytes, name: str, title: str) -> Markup:
         root.attrib.pop(key, None)
     root.set("role", "img")
     root.set("aria-label", title)
-    root.set("style", f"max-width: {_width(root)}pt")
+    root.set("style", f"--own: {_width(root)}pt; max-width: var(--own)")
     return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 

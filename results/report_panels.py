@@ -43,7 +43,7 @@ class Panels:
         return list(self.made).index(path)
 
     def _of_record(self, record: Record) -> dict[str, Any]:
-        name = Row(system=record.system, variant="", passages=record.passages).name
+        row = Row(system=record.system, variant="", passages=record.passages)
         suite = QA_SUITES.get(record.suite, record.suite)
         examples = self.journals.of(record)
         run = [
@@ -55,7 +55,7 @@ class Panels:
             ("without a gold answer", f"{record.n_empty_golds:,}"),
         ]
         return {
-            "title": f"{name}: {suite} ({record.root}), {record.passages} passages",
+            "title": f"{row.name}: {suite} ({record.root}), {row.context}{' passages' if record.passages else ''}",
             "groups": [
                 ("Run", run),
                 ("Settings", list(flat(record.spec))),

@@ -19,6 +19,7 @@ from results.evidence import Evidence, figure, percents, spread
 from results.latency import ENCODE, PREFILL, REFERENCE
 from results.layouts import DIFFERS, IMPOSSIBLE, OURS, PAPER, SEED, Cell, Layout, Own
 from results.ledger import Entry
+from results.paper_measured import ABLATION, ENCODERS
 from results.published import Fill, Ledger, Side, claimed, lines, ours, printed
 from results.records import Record
 from results.shapes import A100_BYTES_PER_S, LLAMA2_7B
@@ -35,9 +36,9 @@ UNLIKE = (
     "The seed's table bears the number of a table of the paper that holds something else. A word on the paper's line "
     "is our verdict on the claim (results/reference/discrepancies.csv has both texts)."
 )
-CURRICULA = (
-    "reconstruction and CPT under that curriculum (`harness.train.curriculum` has it by this name), `refrag-bench "
-    "align` after each, and the three suites; minutes of CPU per run at the tiny scale"
+HELD_OUT = (
+    "`refrag-bench align` right after reconstruction, and the loss of next-paragraph training on held-out prompts; the "
+    "ablations read back after both stages (results/records/alignment)"
 )
 SYSTEMS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "Standard RAG": ("standard_rag", {}),
@@ -305,7 +306,7 @@ def expansion(ledger: Ledger, evidence: Evidence) -> Layout:
     def own(row: str, column: str) -> Cell:
         share = shares[int(row.split()[1].rstrip("%"))]
         select = "policy" if share else "none"
-        config = {"k": 16, "expand": share, "select": select}
+        config: Mapping[str, Any] = {"k": 16, "expand": share, "select": select}
         found = (evidence.find(name, "same_relation", "refrag_v2", PASSAGES, **config) for name in (SELECTION, SHARES))
         record = next(filter(None, found), None)
         if column == "Accuracy":
@@ -405,46 +406,70 @@ def mixture(ledger: Ledger, _: Evidence) -> Layout:
 
 def curriculum(ledger: Ledger, evidence: Evidence) -> Layout:
     columns = ("Reconstruction PPL", "CPT PPL", "Final Accuracy")
-    rows = ("No curriculum", "3-stage curriculum", "6-stage curriculum", "9-stage curriculum")
+    ways = {
+        "No curriculum": "none",
+        "3-stage curriculum": "3 stages",
+        "6-stage curriculum": "6 stages",
+        "9-stage curriculum": "9 stages",
+    }
 
     def paper(row: str, column: str) -> Cell:
         item = "Table 11" if column == "Reconstruction PPL" else "Table 11 CPT PPL and accuracy columns"
         return printed(row, column, ledger.verdict(item))
 
-    own = partial(_final_accuracy, evidence, "9-stage curriculum")
+    own = partial(_final_accuracy, evidence, "curriculum", ways)
     return Layout(
         name="seed-table-11",
         title='The seed\'s Table 11, "Ablation: Curriculum Learning"',
         columns=columns,
-        lines=lines(rows, columns, [_seed(ledger, "Table 11"), *_two(paper, own)]),
-        notes=(UNLIKE, "Paper: with against without, in log-perplexity (paper-table-11).", WORLD),
+        lines=lines(tuple(ways), columns, [_seed(ledger, "Table 11"), *_two(paper, own)]),
+        notes=(
+            UNLIKE,
+            "Paper: with against without, in log-perplexity (paper-table-11).",
+            ABLATION,
+            "Paired differences with their intervals: curriculum-pairs.md.",
+        ),
     )
 
 
 def order(ledger: Ledger, evidence: Evidence) -> Layout:
     columns = ("Reconstruction PPL", "CPT PPL", "Final Accuracy")
-    rows = ("CPT only (no recon)", "Recon only", "Recon -> CPT")
+    ways = {
+        "CPT only (no recon)": "CPT",
+        "Recon only": "reconstruction",
+        "Recon -> CPT": "reconstruction then CPT",
+    }
 
     def paper(row: str, column: str) -> Cell:
         item = "Table 12 accuracy 22.1 / 41.8" if column == "Final Accuracy" else "Table 12"
         return printed(row, column, ledger.verdict(item))
 
-    own = partial(_final_accuracy, evidence, "Recon -> CPT")
+    own = [
+        Side(
+            heading=f"{OURS}, {encoder} encoder",
+            fill=partial(_final_accuracy, evidence, "order", {row: f"{encoder}, {way}" for row, way in ways.items()}),
+        )
+        for encoder in ("aligned", "unaligned")
+    ]
     return Layout(
         name="seed-table-12",
         title='The seed\'s Table 12, "Ablation: Training Order"',
         columns=columns,
-        lines=lines(rows, columns, [_seed(ledger, "Table 12"), *_two(paper, own)]),
-        notes=(UNLIKE, "Paper: with against without, in log-perplexity (paper-table-12).", WORLD),
+        lines=lines(tuple(ways), columns, [_seed(ledger, "Table 12"), Side(heading=PAPER, fill=paper), *own]),
+        notes=(
+            UNLIKE,
+            "Paper: with against without, in log-perplexity (paper-table-12).",
+            ABLATION,
+            ENCODERS.format("order-pairs"),
+        ),
     )
 
 
-def _final_accuracy(evidence: Evidence, whole: str, row: str, column: str) -> Cell:
-    """Exact match on NQ for the row that our accepted REFRAG v2 (k = 16) was trained as; the others have nothing."""
-    found = None
-    if row == whole and column == "Final Accuracy":
-        found = evidence.score("em", MAIN, "nq", "refrag_v2", PASSAGES, k=16, expand=0.0)
-    return ours(row, column, found, CURRICULA if "curriculum" in row else "that training, `align` and the suites")
+def _final_accuracy(evidence: Evidence, experiment: str, ways: Mapping[str, str], row: str, column: str) -> Cell:
+    """Exact match by seed of the training that stands for the row; perplexities have nothing."""
+    if column != "Final Accuracy":
+        return ours(row, column, None, HELD_OUT)
+    return ours(row, column, evidence.by_seed(f"{experiment}-pairs", ways[row]), f"`refrag-bench run {experiment}`")
 
 
 def _seed(ledger: Ledger, table: str) -> Side:

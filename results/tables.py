@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from harness.errors import InputError, unknown
@@ -66,7 +67,9 @@ _ROUGE = {
     "rougeL": "ROUGE-L of the whole text, F-measure, stemmed",
 }
 METRICS = QA_METRICS | _ROUGE
-CHANCE, PASSAGES_READ = "chance", "passages_read"
+CHANCE, PASSAGES_READ, CHECKPOINT = "chance", "passages_read", "checkpoint="
+NO_NAMES: Mapping[str, str] = MappingProxyType({})
+MANY_ROWS = 6  # from here on a note counts them
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,12 +157,15 @@ def experiments(records: Iterable[Record], metric: str = "em") -> list[str]:
     return sorted({name for record in records if record.suite in shown for name in record.experiments})
 
 
-def build_table(records: Sequence[Record], *, experiment: str, metric: str = "em") -> Table:
+def build_table(
+    records: Sequence[Record], *, experiment: str, metric: str = "em", called: Mapping[str, str] = NO_NAMES
+) -> Table:
     """The accuracy table of ``experiment``, showing ``metric``, one of ``METRICS``.
 
-    Runs that would share a cell get a row each where their settings tell them apart. Raises ``InputError`` naming both
-    records where nothing does, on records of different metric versions, and on an experiment or a metric that no record
-    has.
+    Runs that would share a cell get a row each where their settings tell them apart. If that takes the checkpoint,
+    whose digest tells nobody anything, rows are named as ``called`` has it, by run id, where it has. Raises
+    ``InputError`` naming both records where nothing does, on records of different metric versions, and on an
+    experiment or a metric that no record has.
     """
     shown = suites_of(metric)
     if experiment not in (known := experiments(records, metric)):
@@ -175,7 +181,10 @@ def build_table(records: Sequence[Record], *, experiment: str, metric: str = "em
     names = variants(answered)
     placed: dict[tuple[Row, Column], Record] = {}
     for record in answered:
-        row = Row(system=record.system, variant=names[record.path], passages=record.passages)
+        variant = names[record.path]
+        if CHECKPOINT in variant:
+            variant = called.get(record.run_id, variant)
+        row = Row(system=record.system, variant=variant, passages=record.passages)
         placed.setdefault((row, Column(suite=record.suite, root=record.root)), record)
     rows = tuple(sorted({row for row, _ in placed}, key=row_order))
     columns = tuple(sorted({column for _, column in placed}, key=_column_order))
@@ -247,9 +256,14 @@ def _conditions(cells: Sequence[Cell], metric: str) -> list[str]:
     notes.append("Data: " + _said([(cell.column.name, _data(record)) for cell, record in ran]))
     retrieved = [(cell.row.name, said) for cell, record in ran if (said := _retrieval(record))]
     notes.append("Retrieval: " + (_said(retrieved) if retrieved else "none, every run is closed-book"))
-    for name in dict.fromkeys(cell.row.name for cell in cells):
-        of_system = [(cell.row.context, _system(record)) for cell, record in ran if cell.row.name == name]
-        notes.append(f"{name}: " + _said(of_system))
+    for system in dict.fromkeys(cell.row.system for cell in cells):
+        of_system = [(cell.row, record) for cell, record in ran if cell.row.system == system]
+        names = list(dict.fromkeys(cell.row.name for cell in cells if cell.row.system == system))
+        if len(names) > MANY_ROWS:
+            notes.append(f"{SYSTEMS.get(system, system)}: {_in_common([record for _, record in of_system])}")
+            continue
+        for name in names:
+            notes.append(f"{name}: " + _said([(row.context, _system(r)) for row, r in of_system if row.name == name]))
     for title, say in (("Decoding", _decoding), ("Code", _commit)):
         notes.append(f"{title}: " + _said([(cell.row.name, say(record)) for cell, record in ran]))
     if len(ran) < len(cells):
@@ -268,7 +282,11 @@ def _said(sayings: Iterable[tuple[str, str]]) -> str:
             names.append(who)
     if len(who_by_what) == 1:
         return next(iter(who_by_what))
-    return "; ".join(f"{what} ({', '.join(names)})" for what, names in who_by_what.items())
+    return "; ".join(f"{what} ({_names(names)})" for what, names in who_by_what.items())
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= MANY_ROWS else f"{len(names)} rows"
 
 
 def _data(record: Record) -> str:
@@ -288,6 +306,13 @@ def _system(record: Record) -> str:
     system = record.spec["system"]
     checkpoint = f"checkpoint {system['checkpoint']}" if system.get("checkpoint") else "no checkpoint"
     return ", ".join([checkpoint, *(f"{key}={value}" for key, value in flat(system.get("config") or {}))])
+
+
+def _in_common(records: Sequence[Record]) -> str:
+    """The settings that all share; the others are in the names of the rows, or in the records."""
+    each = [_system(record).split(", ") for record in records]
+    shared = [word for word in each[0] if all(word in words for words in each)]
+    return ", ".join([*shared, "what differs is in the rows' names, and whole in the records"])
 
 
 def _decoding(record: Record) -> str:

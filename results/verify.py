@@ -5,7 +5,10 @@ that wrote the record (``harness.metrics``, ``harness.summary``), so that agreem
 text and golds do not give (usage, likelihoods, the chance line, which needs the passages) is averaged as it stands.
 Times are no part of a journal and are not checked.
 
-Records of one experiment share a table, so they have to come from one commit and one metric version.
+Records of one experiment share a table, so they have to come from one commit and one metric version. A run that was
+made again says so by having a record in a second folder: accepted records, which carry no journal, are held against a
+rerun's, to the last bit, and a run counts as of every commit that made it. So an experiment that took some of its runs
+over from an older commit is no mixture once they were made again with the others.
 """
 
 from __future__ import annotations
@@ -26,7 +29,11 @@ from harness.summary import columns, summarise_all
 from results.records import Record, read_records
 
 JOURNAL = "predictions.jsonl"
-HOW_TO_MAKE_JOURNALS = "accepted records carry no journal; run the experiment to make it"
+HOW_TO_MAKE_JOURNALS = (
+    "accepted records carry no journal; run the experiment into another folder and name both with --records"
+)
+
+COUNTS = ("n_examples", "n_errors", "n_empty_golds")
 
 Progress = Callable[[int, int, str], None]
 Columns = Mapping[str, Sequence[float]]
@@ -53,7 +60,7 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mixture:
-    """The records of ``experiment`` differ in ``what``; ``found`` counts them by what each has."""
+    """No ``what`` is common to all runs of ``experiment``; ``found`` counts the runs by what each was made at."""
 
     experiment: str
     what: str
@@ -61,13 +68,15 @@ class Mixture:
 
     @property
     def line(self) -> str:
-        found = ", ".join(f"{name} ({n} records)" for name, n in self.found.items())
+        found = ", ".join(f"{name} ({n} runs)" for name, n in self.found.items())
         return f"experiment {self.experiment}: more than one {self.what}: {found}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verification:
-    """``verified`` of ``records`` agree with their journals of ``rows`` rows in all.
+    """``verified`` of ``records`` agree with their journals, or with the journal of the same run made again.
+
+    ``rows`` are those of the journals.
 
     ``without_journal`` are the records that nothing can be said of, ``dirty`` those whose code was no commit's,
     ``as_they_stand`` the figures that were averaged but not scored again.
@@ -112,13 +121,13 @@ def verify(
 ) -> Verification:
     """Verify the records below ``folders`` (of ``experiments``, None: all) against the journals beside them.
 
-    Raises ``InputError`` where ``read_records`` does, for an experiment without a record, and for a folder without
-    a single journal.
+    Raises ``InputError`` where ``read_records`` does, for an experiment without a record, and where there is not a
+    single journal.
     """
     records = _of(experiments, read_records(folders))
-    for folder in folders:
-        if not any(folder.rglob(JOURNAL)):
-            raise InputError(f"no {JOURNAL} below {folder}, so nothing can be verified: {HOW_TO_MAKE_JOURNALS}")
+    if not any(next(folder.rglob(JOURNAL), None) for folder in folders):
+        where = " or ".join(map(str, folders))
+        raise InputError(f"no {JOURNAL} below {where}, so nothing can be verified: {HOW_TO_MAKE_JOURNALS}")
     checked = [record for record in records if _journal(record).is_file()]
     differences: list[Difference] = []
     as_they_stand: set[str] = set()
@@ -139,13 +148,17 @@ def verify(
             if progress:
                 progress(done, len(checked), f"{rows:,} rows")
         differences += _metric_differences(waiting)
+    again, held = _held_against_reruns(records, checked)
+    differences += again
+    without = [record.path for record in records if not _journal(record).is_file()]
+    named = {record.path for record in checked} | held
     return Verification(
         records=len(records),
-        verified=len({record.path for record in checked} - {difference.record for difference in differences}),
+        verified=len(named - {difference.record for difference in differences}),
         rows=rows,
         differences=tuple(sorted(differences, key=lambda difference: difference.record)),
         mixtures=tuple(_mixtures(records)),
-        without_journal=tuple(record.path for record in records if not _journal(record).is_file()),
+        without_journal=tuple(path for path in without if path not in held),
         dirty=tuple(record.path for record in records if record.provenance.get("dirty")),
         as_they_stand=tuple(sorted(as_they_stand)),
     )
@@ -241,15 +254,38 @@ def _metric_differences(runs: Sequence[tuple[Record, Columns]]) -> Iterator[Diff
                 yield Difference(record=record.path, what=name, recorded=ours, recomputed=theirs)
 
 
+def _held_against_reruns(records: Sequence[Record], checked: Sequence[Record]) -> tuple[list[Difference], set[Path]]:
+    """What the records of one run differ in, and the records without a journal whose run has one elsewhere."""
+    with_journal = {record.run_id: record for record in checked}
+    differences: list[Difference] = []
+    held: set[Path] = set()
+    for record in records:
+        other = with_journal.get(record.run_id)
+        if other is None or other is record or other.path == record.path:
+            continue
+        if not _journal(record).is_file():
+            held.add(record.path)
+        counts = [(name, getattr(record, name), getattr(other, name)) for name in COUNTS]
+        names = sorted(record.metrics.keys() | other.metrics.keys())
+        metrics = [(name, record.metrics.get(name), other.metrics.get(name)) for name in names]
+        for name, ours, theirs in [*counts, *metrics]:
+            if ours != theirs:
+                what = f"{name} (the same run: {other.path})"
+                differences.append(Difference(record=record.path, what=what, recorded=ours, recomputed=theirs))
+    return differences, held
+
+
 def _mixtures(records: Iterable[Record]) -> Iterator[Mixture]:
-    by_experiment: dict[str, list[Record]] = {}
+    """Where the runs of an experiment have no commit, or no metric version, in common."""
+    by_experiment: dict[str, dict[str, list[Record]]] = {}
     for record in records:
         for experiment in record.experiments:
-            by_experiment.setdefault(experiment, []).append(record)
-    for experiment, members in sorted(by_experiment.items()):
+            by_experiment.setdefault(experiment, {}).setdefault(record.run_id, []).append(record)
+    for experiment, runs in sorted(by_experiment.items()):
         for what, name in (("commit", _commit), ("metric version", lambda record: str(record.metric_version))):
-            found = Counter(map(name, members))
-            if len(found) > 1:
+            made_at = [set(map(name, made)) for made in runs.values()]
+            if not set.intersection(*made_at):
+                found = Counter(" and ".join(sorted(names)) for names in made_at)
                 yield Mixture(experiment=experiment, what=what, found=dict(sorted(found.items())))
 
 

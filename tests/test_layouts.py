@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from results.draw import Files
 from results.evidence import Evidence, read_evidence
 from results.layouts import DIFFERS, IMPOSSIBLE, OURS, PAPER, SEED, Cell, Layout, Line, Own
 from results.ledger import Entry, read_ledger
+from results.paper_measured import ANSWERS, RATE, Measured
 from results.published import Ledger, rounds_to
 from results.records import read_record
 from results.shapes import LLAMA2_7B
@@ -221,8 +223,8 @@ def test_table_6_is_evaluated_as_the_ledger_has_it(layouts: dict[str, Layout], l
 def test_effective_rates_of_table_13_are_the_printed_ones(layouts: dict[str, Layout]) -> None:
     layout = layouts["paper-table-13"]
     for row in {line.row for line in layout.lines}:
-        printed = cell(layout, row, paper_tables.RATE, PAPER).entry
-        own = cell(layout, row, paper_tables.RATE, OURS).own
+        printed = cell(layout, row, RATE, PAPER).entry
+        own = cell(layout, row, RATE, OURS).own
         assert printed is not None and own is not None and own.value is not None and rounds_to(own.value, printed)
 
 
@@ -230,13 +232,93 @@ def test_the_tables_of_the_paper_are_whole(layouts: dict[str, Layout]) -> None:
     shapes = {"1": (9, 12), "2": (8, 12), "3": (11, 16), "11": (4, 4), "12": (4, 4), "13": (4, 13)}
     for number, (rows, columns) in shapes.items():
         layout = layouts[f"paper-table-{number}"]
-        assert (len(layout.lines), len(layout.columns)) == (2 * rows, columns)
-        assert all(c.entry for c in layout.cells if c.source == PAPER)
+        paper = [c for c in layout.cells if c.source == PAPER]
+        alone = {name for name in layout.columns if name.startswith("ours alone")}
+        assert len([line for line in layout.lines if line.source == PAPER]) == rows
+        assert len(layout.columns) - len(alone) == columns
+        assert all(bool(c.entry) == (c.column not in alone) for c in paper)
+        assert {line.row for line in layout.lines if line.source != PAPER} == {c.row for c in paper}
+
+
+LENGTHS = re.compile(r"s = (?P<context>\d+), o = (?P<output>\d+)")
+
+
+def test_log_perplexities_stand_where_the_papers_lengths_are_as_many_times_the_trained_ones(
+    layouts: dict[str, Layout],
+) -> None:
+    """The record, the output and the context of every cell, from its own spec; never a column of another set."""
+    found = 0
+    for number in ("1", "2", "13"):
+        for each in layouts[f"paper-table-{number}"].cells:
+            if not (each.own and each.own.path and each.own.path.parts[-4] == "perplexity"):
+                continue
+            spec = read_record(each.own.path).spec["suite"]
+            told = LENGTHS.fullmatch(str(each.own.at))
+            assert told is not None
+            asked = re.search(r"(?:P|o=)(\d+)", each.column), re.search(r"s=(\d+)", f"{each.column} {each.row}")
+            assert all(asked)
+            output, context = (int(match[1]) for match in asked if match)
+            assert (int(told["context"]) * 8, int(told["output"]) * 16) == (context, output)
+            assert spec["context"] in (0, int(told["context"]))
+            assert each.column.startswith({"arxiv": "Arxiv", "book": "Book"}[spec["set"]])
+            score = read_record(each.own.path).metrics[f"log_perplexity_{told['output']}"]
+            assert (each.own.value, each.own.low, each.own.high) == (score.mean, score.low, score.high)
+            found += 1
+    assert found == 8 * 6 + 7 * 4 + 2 * 6
+
+
+def test_every_system_of_the_small_perplexities_is_in_its_own_row(layouts: dict[str, Layout]) -> None:
+    systems = {
+        "LLaMA-Full Context": "standard_rag", "LLaMA-No Context": "no_context", "LLaMA_256": "llama_k",
+        "REPLUG": "replug", "CEPE": "cepe", "REFRAG_8": 8, "REFRAG_16": 16, "REFRAG_32": 32,
+    }  # fmt: skip
+    for each in layouts["paper-table-1"].cells:
+        if each.own:
+            record = read_record(each.own.path)  # type: ignore[arg-type]
+            config = record.spec["system"]["config"]
+            assert systems[each.row] == (config["k"] if record.system == "refrag_v2" else record.system)
+
+
+def test_lines_of_ours_say_their_conditions(layouts: dict[str, Layout]) -> None:
+    headings = {name: {line.source for line in layouts[name].lines} - {PAPER} for name in layouts}
+    assert headings["paper-table-1"] == {"ours, small: s = 256; o = 32 / 64 / 128"}
+    assert headings["paper-table-2"] == {"ours, small: s = 512 / 1,024; o = 128"}
+    assert headings["paper-table-3"] == {"ours, synthetic world", "ours, real questions"}
+    assert any("not comparable" in note.lower() or "set against" in note for note in layouts["paper-table-1"].notes)
+
+
+def test_ablations_are_shown_by_seed_from_their_comparison(layouts: dict[str, Layout], evidence: Evidence) -> None:
+    means = evidence.comparisons["order-pairs"].document["means"]
+    for name, row, way in (
+        ("paper-table-12", "REFRAG w/o reconstruction", "CPT"),
+        ("paper-table-12", "REFRAG with reconstruction", "reconstruction then CPT"),
+    ):
+        for encoder in ("aligned", "unaligned"):
+            (own,) = [
+                c.own
+                for c in layouts[name].cells
+                if c.own and c.row == row and c.column.endswith(f" {encoder} encoder")
+            ]
+            scores = [100 * score for score in means[f"{encoder}, {way}"]["em"]]
+            assert own.text == " / ".join(f"{score:.1f}" for score in scores)
+            assert own.value == pytest.approx(sum(scores) / 3)
+    none = cell(layouts["seed-table-11"], "No curriculum", "Final Accuracy", OURS).own
+    assert none is not None and none.text == "1.8 / 93.0 / 96.4"
+
+
+def test_the_answers_of_table_13_are_those_of_the_expansion_experiment(layouts: dict[str, Layout]) -> None:
+    for row, k, expanded in (("REFRAG_8 s=2048", 8, 0), ("REFRAG_16+RL s=2048", 16, 1)):
+        own = cell(layouts["paper-table-13"], row, ANSWERS, OURS).own
+        assert own is not None and own.path is not None
+        record = read_record(own.path)
+        assert record.spec["system"]["config"]["k"] == k and "expansion" in record.experiments
+        assert record.metrics["chunks_expanded"].mean == expanded
+        assert own.value == 100 * record.metrics["em"].mean
 
 
 def test_measured_values_come_in_by_row_and_column(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     found = {("REFRAG_8", "Arxiv P512 (s=2048)"): OWN}
-    monkeypatch.setattr(paper_tables, "MEASURED", {"Table 1": lambda _: found})
+    monkeypatch.setattr(paper_tables, "MEASURED", {"Table 1": lambda *_: [Measured(values=found)]})
     layout = TABLES["paper-table-1"](ledger, NO_EVIDENCE)
     assert [(c.row, c.column) for c in layout.cells if c.own] == list(found)
 

@@ -216,17 +216,60 @@ def test_mixed_commits_are_listed_by_experiment(run: Path, runs: Path, verify: V
     edit(run / "record.json", "provenance.commit", "fedcba9876543210")
     code, lines = verify()
     assert code == 1
-    assert "experiment test: more than one commit: 0123456789ab (1 records), fedcba987654 (1 records)" in lines
+    assert "experiment test: more than one commit: 0123456789ab (1 runs), fedcba987654 (1 runs)" in lines
     assert not any("experiment other" in line for line in lines)
     assert lines[-1] == f"3 of 3 records verified, {3 * N} rows; 0 differences, 1 mixtures"
     assert verify("--only", "other")[0] == 0
+
+
+def made_again(runs: Path, elsewhere: Path, seed: int, commit: str) -> Path:
+    """A copy of that run with its journal, of another commit."""
+    again = spec(seed=seed).folder(elsewhere)
+    shutil.copytree(spec(seed=seed).folder(runs), again)
+    edit(again / "record.json", "provenance.commit", commit)
+    return again
+
+
+def test_a_run_that_was_made_again_with_the_others_is_no_mixture(runs: Path, verify: Verify, tmp_path: Path) -> None:
+    other = "fedcba9876543210"
+    edit(spec(seed=1).folder(runs) / "record.json", "provenance.commit", other)
+    assert verify()[0] == 1
+    elsewhere = tmp_path / "again"
+    again = made_again(runs, elsewhere, 0, "0" * 16)
+    code, lines = verify(elsewhere)  # a third commit is none that they have in common
+    assert code == 1
+    mixture = "experiment test: more than one commit: 000000000000 and 0123456789ab (1 runs), fedcba987654 (1 runs)"
+    assert mixture in lines
+    edit(again / "record.json", "provenance.commit", other)
+    code, lines = verify(elsewhere)
+    assert (code, lines[-1]) == (0, f"3 of 3 records verified, {3 * N} rows; 0 differences, 0 mixtures")
+
+
+def test_a_record_without_a_journal_is_held_against_the_run_made_again(
+    run: Path, runs: Path, verify: Verify, tmp_path: Path
+) -> None:
+    again = made_again(runs, tmp_path / "again", 0, COMMIT)
+    for path in runs.rglob("predictions.jsonl"):
+        path.unlink()
+    code, lines = verify(tmp_path / "again")
+    assert (code, lines[-1]) == (0, f"2 of 3 records verified, {N} rows; 0 differences, 0 mixtures")
+    assert [line for line in lines if "not verifiable, no" in line] == [
+        f"{spec(seed=1).folder(runs)}/record.json: not verifiable, no predictions.jsonl beside it"
+    ]
+    mean = json.loads((run / "record.json").read_text())["metrics"]["f1"]["mean"]
+    edit(run / "record.json", "metrics.f1.mean", math.nextafter(mean, 1))
+    code, lines = verify(tmp_path / "again")
+    assert code == 1
+    (line,) = [line for line in lines if line.startswith(f"{run}/record.json: f1 (the same run: {again}/record.json)")]
+    assert f"recorded {math.nextafter(mean, 1)!r} [" in line and f"recomputed {mean!r} [" in line
+    assert lines[-1].startswith("1 of 3 records verified")
 
 
 def test_a_dirty_tree_is_named_and_is_not_its_commit(run: Path, runs: Path, verify: Verify) -> None:
     edit(run / "record.json", "provenance.dirty", True)
     code, lines = verify()
     assert code == 1
-    assert "experiment test: more than one commit: 0123456789ab (1 records), 0123456789ab, dirty (1 records)" in lines
+    assert "experiment test: more than one commit: 0123456789ab (1 runs), 0123456789ab, dirty (1 runs)" in lines
     named = [line for line in lines if "the tree was dirty" in line]
     assert [line.partition(":")[0] for line in named] == [f"{run}/record.json"]
     edit(spec(seed=1).folder(runs) / "record.json", "provenance.dirty", True)
@@ -240,7 +283,7 @@ def test_mixed_metric_versions_are_listed(run: Path, verify: Verify) -> None:
     code, lines = verify()
     assert code == 1
     assert f"{run}/record.json: metric_version: recorded 2, recomputed 1" in lines
-    assert "experiment test: more than one metric version: 1 (1 records), 2 (1 records)" in lines
+    assert "experiment test: more than one metric version: 1 (1 runs), 2 (1 runs)" in lines
 
 
 def test_a_new_metric_shows_in_every_run(runs: Path, verify: Verify, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +317,7 @@ def test_a_folder_without_any_journal_is_bad_input(runs: Path, verify: Verify) -
     code, (line,) = verify()
     assert code == 2
     assert str(runs) in line
-    assert "accepted records carry no journal; run the experiment to make it" in line
+    assert "accepted records carry no journal; run the experiment into another folder" in line
 
 
 @pytest.mark.parametrize(

@@ -35,8 +35,9 @@ always give the same bytes. Neither torch nor a GPU is needed.
 
 With --verify nothing is drawn. Every answer in the journals beside the records is scored again, and every metric,
 interval and count is recomputed from the rows: exit code 1 if one differs from its record in the last bit, or if the
-records of an experiment are of more than one commit or metric version; each is a line. Records without a journal, like
-the accepted ones, are listed."""
+runs of an experiment have no commit or no metric version in common; each is a line. Records without a journal, like
+the accepted ones, are listed, unless a second folder holds the same run made again: then they are held against its
+record, and the run counts as of both commits."""
 
 EPILOG = """\
 examples:
@@ -47,6 +48,8 @@ examples:
   refrag-bench tables --only real --popularity DIR     the score on PopQA by popularity, from runs/
   refrag-bench tables --readme README.md               also redraw the README's tables
   refrag-bench tables --verify --records runs          do the records say what their journals say?
+  refrag-bench tables --verify --only tiny --records results/records runs
+                                                       do the accepted ones, after `refrag-bench run tiny`?
 
 A table of the README stands between a line <!-- table:NAME --> and a line <!-- /table -->."""
 

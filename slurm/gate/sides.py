@@ -83,8 +83,8 @@ def worktree(side: Side, below: Path) -> Iterator[Path]:
     try:
         yield checkout.check_out(side.source, folder)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        checkout.git("worktree", "prune")
+        checkout.remove(folder)
+        shutil.rmtree(folder)
 
 
 def ancestors(name: str) -> list[str]:

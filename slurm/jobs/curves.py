@@ -62,11 +62,18 @@ class CurvesJob:
 
 
 def _losses(log: Path) -> Mapping[int, float]:
-    """Loss by step; of a step that was repeated after an interruption the last. Raises ``InputError`` without any."""
+    return {step: row["loss"] for step, row in read_log(log).items()}
+
+
+def read_log(log: Path) -> Mapping[int, Mapping[str, Any]]:
+    """What a training logged, by step; of a step that was repeated after an interruption the last.
+
+    Raises ``InputError`` without any.
+    """
     try:
         rows = [json.loads(line) for line in log.read_text().splitlines()]
     except (OSError, ValueError) as error:
         raise InputError(f"no log of a training in {log}: {error}") from error
     if not rows:
         raise InputError(f"no log of a training in {log}: it is empty")
-    return {row["step"]: row["loss"] for row in rows}
+    return {row["step"]: row for row in rows}

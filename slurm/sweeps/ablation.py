@@ -20,6 +20,7 @@ from slurm.jobs.align import AlignJob
 from slurm.jobs.compare import CompareJob, Way
 from slurm.jobs.data import WorldJob
 from slurm.jobs.evaluate import EvaluateJob
+from slurm.jobs.losses import LossesJob, Training
 from slurm.jobs.tables import TablesJob
 from slurm.jobs.train import TrainJob
 from slurm.local import Phase
@@ -83,7 +84,7 @@ Variant = Callable[[int], TrainJob]  # a seed to the last training
 def ablate(
     name: str, variants: Mapping[str, Variant], contrasts: Sequence[tuple[str, str]], settings: Settings
 ) -> Iterator[Phase]:
-    """Phases: data, train, read back, evaluate, compare (``contrasts`` name pairs of ``variants``), tables."""
+    """Phases: data, train, read back, evaluate, compare (``contrasts`` name pairs), losses, tables."""
     world = WorldJob(config=WORLD, folder=settings.runs / "data" / WORLD.name)
     if settings.data is None:
         yield Phase(title="data", jobs=[world])
@@ -133,6 +134,13 @@ def ablate(
         out=settings.out,
     )
     yield Phase(title="compare", jobs=[compare])
+    losses = LossesJob(
+        name=f"{name}{SMOKE}" if settings.smoke else name,
+        trainings=[Training(way=variant, job=job) for variant, trained in jobs.items() for job in trained],
+        runs=settings.runs,
+        out=settings.out,
+    )
+    yield Phase(title="losses", jobs=[losses])
     yield Phase(title="tables", jobs=[TablesJob(experiment=name, runs=settings.runs, out=settings.out)])
 
 

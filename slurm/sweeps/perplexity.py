@@ -28,6 +28,7 @@ from typing import Any
 from harness.data.text import open_text
 from harness.errors import InputError, unknown
 from slurm.jobs.differences import DifferencesJob
+from slurm.jobs.losses import LossesJob, Training
 from slurm.jobs.perplexity import PerplexityJob
 from slurm.jobs.tables import PerplexityTablesJob
 from slurm.jobs.text import TextJob
@@ -131,4 +132,7 @@ def perplexity(
         by_name = {job.system: job for job in cells[: len(ON_FULL_CONTEXT) + 1]}
         contrasts += [(job, by_name[other]) for job in cells[-len(RATES) :] for other in ("cepe", "llama_k")]
     yield Phase(title="compare", jobs=[DifferencesJob(name=NAME, contrasts=contrasts, runs=runs, out=out)])
+    trainings = [Training(way=f"k={k}", job=job) for k, job in refrags.items()]
+    losses = LossesJob(name=f"{NAME}{BUDGETS[budget]}", trainings=trainings, runs=runs, out=out)
+    yield Phase(title="losses", jobs=[losses])
     yield Phase(title="tables", jobs=[PerplexityTablesJob(experiment=NAME, runs=runs, out=out)])
