@@ -31,6 +31,7 @@ METHODS = {
 }
 CLOSED_BOOK = "no_context"  # Without passages no system is one of retrieval.
 DATASETS = {"nq": "NQ", "triviaqa": "TriviaQA", "popqa": "PopQA"}
+LOG_PERPLEXITY = "log-perplexity"
 SCORES = {"em": "EM", "f1": "F1"}
 SHAPES = {"llama2-7b": LLAMA}
 BOUNDARIES = {latency.PREFILL: "cached", latency.ENCODE: "not cached"}
@@ -70,9 +71,39 @@ def read_measured(folder: Path) -> list[Measured]:
 
 
 def of_record(record: Record) -> Iterator[Measured]:
-    """Exact match and F1 of a question-answering suite; nothing of other suites and systems."""
-    if record.suite not in DATASETS or record.system not in METHODS:
+    """Exact match and F1 of a question-answering suite, log-perplexity of text; nothing of other suites and systems."""
+    if record.system not in METHODS:
         return
+    if record.suite == "perplexity":
+        yield from _of_text(record)
+    if record.suite in DATASETS:
+        yield from _of_questions(record)
+
+
+def _of_text(record: Record) -> Iterator[Measured]:
+    suite, config = record.spec["suite"], record.spec["system"]["config"]
+    for output in suite["outputs"]:
+        found = record.metrics[f"log_perplexity_{output}"]
+        yield Measured(
+            quantity=(record.system, LOG_PERPLEXITY, ""),
+            conditions={
+                "system": _system(record.system, config),
+                "model": _model(record),
+                **_chunks(config),
+                "context": suite["context"],
+                "output": output,
+                "dataset": f"{suite['set']} of {suite['dataset']}",
+                "metric": LOG_PERPLEXITY,
+                "log": "natural",
+            },
+            value=found.mean,
+            n=found.n,
+            path=record.path,
+            limits=lambda found=found: (found.low, found.high),  # type: ignore[misc]
+        )
+
+
+def _of_questions(record: Record) -> Iterator[Measured]:
     dataset, config = DATASETS[record.suite], record.spec["system"]["config"]
     method = record.system if record.passages else CLOSED_BOOK
     for name, metric in SCORES.items():

@@ -40,7 +40,7 @@ def _answers_without_a_suite(entry: Entry) -> str:
 def _log_perplexity(entry: Entry) -> str | None:
     if entry.conditions["metric"] != "log-perplexity":
         return None
-    return f"needs a perplexity suite on {entry.conditions['dataset']} (not there), {SCALE}"
+    return f"needs `refrag-bench run perplexity` on text of {entry.conditions['dataset']}, {SCALE}"
 
 
 def _loss(entry: Entry) -> str:
@@ -60,7 +60,7 @@ def _headline(entry: Entry) -> str | None:
     if entry.conditions.get("dataset") == "mean of 16 tasks":
         return _questions(entry)
     if metric == "normalised log-perplexity":
-        return f"needs a perplexity suite on Arxiv, Book, PG19 and ProofPile (not there), {SCALE}"
+        return f"needs `refrag-bench run perplexity` on text of Arxiv, Book, PG19 and ProofPile, {SCALE}"
     return None
 
 
@@ -78,13 +78,13 @@ def _seed(entry: Entry) -> str | None:
         return f"needs to know which suite and metric it is, and {SCALE}{asked}"
     if "econstruction" in metric or metric == "token prediction accuracy":
         return f"needs `refrag-bench align` after {SCALE}{asked}"
-    return f"needs {SCALE} and a perplexity suite (not there){asked}" if "PPL" in metric else None
+    return f"needs `refrag-bench run perplexity` and {SCALE}{asked}" if "PPL" in metric else None
 
 
 def _cepe(entry: Entry) -> str | None:
     metric = entry.conditions.get("metric")
     if metric == "perplexity":
-        return f"needs a perplexity suite on {entry.conditions['dataset']} (not there) with the released CEPE"
+        return f"needs `refrag-bench run perplexity` on text of {entry.conditions['dataset']} with the released CEPE"
     if metric == "EM":
         suite = SUITES[str(entry.conditions["dataset"])]
         return f"needs suite {suite} with its real questions and the released weights"

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from results.arithmetic import recomputed
 from results.conditions import NOT_STATED, Conditions, Value
 from results.ledger import Entry
-from results.measured import Measured
+from results.measured import LOG_PERPLEXITY, Measured
 from results.needs import needs
 from results.physics import flags
 from results.seed import NOT_JUDGED, PAPER_VERDICTS, item_of, read_discrepancies
@@ -45,6 +45,11 @@ METHODS = {
     "Standard RAG": "standard_rag",
     "CEPE": "cepe",
     "REPLUG": "replug",
+    "LLaMA-Full Context": "standard_rag",
+    "Full Context": "standard_rag",
+    "LLaMA-No Context": "no_context",
+    "No Context": "no_context",
+    "LLaMA_256": "llama_k",
 }
 RELATIVES = {
     "LLaMA-32K": "standard_rag",
@@ -188,6 +193,8 @@ def quantity(entry: Entry) -> tuple[str, str, str] | None:
     # The one claim of the seed that names no system is its gate on the trained REFRAG.
     system = str(under.get("system", "REFRAG"))
     method = METHODS.get(system) or RELATIVES.get(system)
+    if under.get("metric") == LOG_PERPLEXITY:  # its unit is told in many words, its text is a condition
+        return (method, LOG_PERPLEXITY, "") if method else None
     name = FIGURES.get((str(under.get("metric")), entry.unit))
     dataset = DATASETS.get(str(under["dataset"])) if "dataset" in under else ""
     return (method, name, dataset) if method and name and dataset is not None else None

@@ -379,3 +379,14 @@ def test_the_committed_claims_table_is_that_of_the_committed_records(verdicts: l
 def test_the_ledger_needs_no_torch() -> None:
     code = "import sys; from results import claims, verdicts; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True)
+
+
+def test_a_log_perplexity_is_of_its_text_and_lengths(entries: list[Entry], measured: list[Measured]) -> None:
+    theirs = entry(entries, "Table 1", "REFRAG_8", "Arxiv P512 (s=2048)", "paper")
+    ours = [figure for figure in measured if figure.quantity == quantity(theirs)]
+    outputs = {figure.conditions["output"] for figure in ours}
+    assert outputs == {32, 64, 128}
+    found = verdict_of(theirs, *ours)
+    assert (found.verdict, found.difference) == ("not comparable", None)
+    assert found.closest in ours
+    assert {"dataset: Arxiv / arxiv of textpack", "output: 512 / 128"} <= set(found.differing)
