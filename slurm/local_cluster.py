@@ -133,8 +133,13 @@ def status(folder: Path) -> Status:
     return Status(folder=str(folder), up=not problem, problem=problem, daemons=pids, nodes=nodes, partitions=partitions)
 
 
+def missing_packages() -> dict[str, str]:
+    """The commands that a cluster needs and this machine lacks, each with Debian's package of it."""
+    return {binary: package for binary, package in PACKAGES.items() if _find(binary) is None}
+
+
 def _require_packages() -> None:
-    missing = {binary: package for binary, package in PACKAGES.items() if _find(binary) is None}
+    missing = missing_packages()
     if missing:
         packages = " ".join(dict.fromkeys(missing.values()))
         raise InputError(

@@ -18,6 +18,7 @@ from slurm.local_conf import GPUS, NODES
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("watched")]
 
 
+@pytest.mark.short
 def test_up_again_starts_nothing_and_prints_the_way_in(cluster: Cluster) -> None:
     before = cluster.pids()
     said = cluster.up()
@@ -27,6 +28,7 @@ def test_up_again_starts_nothing_and_prints_the_way_in(cluster: Cluster) -> None
     assert sorted(partitions.split()) == ["h100", "h100-high"]
 
 
+@pytest.mark.short
 def test_a_job_on_two_nodes(cluster: Cluster) -> None:
     said = cluster.call("srun", "--nodes=2", "--ntasks-per-node=2", "sh", "-c", "echo $(hostname) $SLURMD_NODENAME")
     hosts, nodes = zip(*(line.split() for line in said.splitlines()), strict=True)
@@ -56,6 +58,7 @@ def test_an_array(cluster: Cluster) -> None:
     until(lambda: sorted(cluster.call(*accounted).split()) == expected)  # sacct lags by about a second
 
 
+@pytest.mark.short
 def test_a_job_that_is_signalled_requeues_itself(cluster: Cluster) -> None:
     job = cluster.submit(
         "echo ${SLURM_RESTART_COUNT:-0} >> signalled\n"

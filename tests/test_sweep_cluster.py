@@ -52,6 +52,7 @@ def over(sweep: Sweep) -> bool:
     return not set(sweep.states()) & {"waiting", "pending", "running"}
 
 
+@pytest.mark.short
 def test_twenty_jobs_and_one_that_needs_them_all(cluster: Cluster) -> None:
     sweep = Sweep(cluster, "smoke", "--watch")
     assert sweep.submitted.returncode == 0, sweep.submitted.stderr
@@ -67,6 +68,7 @@ def test_a_job_on_a_device_has_a_gpu_of_its_own(cluster: Cluster) -> None:
     assert all(line.partition("GPUs ")[2] in map(str, range(GPUS)) for line in said), said
 
 
+@pytest.mark.short
 def test_one_fails_by_design_and_resume_runs_only_what_is_missing(cluster: Cluster) -> None:
     sweep = Sweep(cluster, "smoke", "--scale", "failing", "--watch")
     assert sweep.submitted.returncode == 1
@@ -166,6 +168,7 @@ def short_arrays(cluster: Cluster) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("short_arrays")
+@pytest.mark.short
 def test_more_jobs_than_an_array_takes(cluster: Cluster) -> None:
     sweep = Sweep(cluster, "smoke", "--limit", "35", "--watch")
     assert "36 jobs in 5 arrays" in sweep.submitted.stdout
@@ -214,6 +217,7 @@ def test_two_nodes_of_two_ranks_train_what_one_process_trains(cluster: Cluster) 
     assert len(list(log.rglob("final/config.json"))) == 1
 
 
+@pytest.mark.short
 def test_a_partition_that_is_not_there_submits_nothing(cluster: Cluster) -> None:
     cluster.environment["REFRAG_SLURM_LOCAL_PARTITION"] = "nowhere"
     try:
