@@ -3,8 +3,8 @@
     refrag-bench run pooling
 
 Fills     results/tables/pooling.*, pooling-pairs.*
-Cost      offline, CPU: 12 trainings of 100 + 200 steps, three of them those of ``order`` (not measured yet)
-Expect    not measured yet
+Cost      offline, CPU: 12 trainings of 100 + 200 steps, three of them those of ``order`` (an hour of one busy core)
+Expect    95 % where the states stand side by side, whatever the window; below chance with their mean
 
 Window: the encoder reads a chunk alone, as in the paper, or the whole passage once. Pooling: the k states side by side
 (with a skip), or their mean.
