@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import weakref
 from collections import OrderedDict
 from collections.abc import Mapping
 from functools import lru_cache
@@ -61,6 +62,7 @@ class Windows:
             self._shards.setdefault(shard["set"], []).append(shard)
         self._until = {name: np.cumsum([s["windows"] for s in shards]) for name, shards in self._shards.items()}
         self._open: OrderedDict[str, tuple[int, int]] = OrderedDict()  # file descriptor, where the data begin
+        weakref.finalize(self, _close, self._open)
 
     @property
     def name(self) -> str:
@@ -115,15 +117,6 @@ class Windows:
             os.close(self._open.popitem(last=False)[1][0])
         return descriptor, start
 
-    def close(self) -> None:
-        for descriptor, _ in self._open.values():
-            os.close(descriptor)
-        self._open.clear()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_open"):
-            self.close()
-
     def damaged(self) -> list[str]:
         """The shards whose bytes are not those that were written; reads all of them."""
         return [shard["file"] for shard in self.manifest["shards"] if self._sha256(shard) != shard["sha256"]]
@@ -134,6 +127,11 @@ class Windows:
                 return hashlib.file_digest(file, "sha256").hexdigest()
         except OSError:
             return None
+
+
+def _close(opened: OrderedDict[str, tuple[int, int]]) -> None:
+    for descriptor, _ in opened.values():
+        os.close(descriptor)
 
 
 @lru_cache
