@@ -136,7 +136,7 @@ def test_the_same_records_give_the_same_bytes(records: Path) -> None:
     with mpl.rc_context({"font.size": 30, "svg.hashsalt": "mine"}):
         assert picture_of(table) == drawn
     assert drawn["png"].startswith(b"\x89PNG") and b"dc:date" not in drawn["svg"]
-    assert drawn != draw_figure(table)
+    assert drawn != figures.draw_figure(table)
 
 
 def test_the_grids_hold_score_hit_and_what_a_share_is(records: Path, tmp_path: Path) -> None:
