@@ -13,10 +13,13 @@ over from an older commit is no mixture once they were made again with the other
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -132,22 +135,13 @@ def verify(
     differences: list[Difference] = []
     as_they_stand: set[str] = set()
     rows = done = 0
-    for batch in _batches(checked):
-        waiting: list[tuple[Record, Columns]] = []
-        for record in batch:
-            try:
-                found = read_rows(_journal(record), record.run_id)
-                differences += _row_differences(record, found)
-                waiting.append((record, columns(found)))
-            except (InputError, KeyError, TypeError, AttributeError) as error:  # a row of another form
-                differences.append(_damaged(record, error))
-            else:
-                rows += len(found)
-                as_they_stand |= {name for name in waiting[-1][1] if not _dialect(name)}
-            done += 1
-            if progress:
-                progress(done, len(checked), f"{rows:,} rows")
-        differences += _metric_differences(waiting)
+    for found in _each(list(_batches(checked))):
+        differences += found.differences
+        as_they_stand |= found.as_they_stand
+        rows += found.rows
+        done += found.records
+        if progress:
+            progress(done, len(checked), f"{rows:,} rows")
     again, held = _held_against_reruns(records, checked)
     differences += again
     without = [record.path for record in records if not _journal(record).is_file()]
@@ -162,6 +156,45 @@ def verify(
         dirty=tuple(record.path for record in records if record.provenance.get("dirty")),
         as_they_stand=tuple(sorted(as_they_stand)),
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Checked:
+    """What the journals of a batch of records gave."""
+
+    records: int
+    rows: int
+    differences: list[Difference]
+    as_they_stand: set[str]
+
+
+def _each(batches: Sequence[Sequence[Record]]) -> Iterator[_Checked]:
+    """Every batch checked, in order; several at a time where there are several, in processes of their own."""
+    if len(batches) < 2:
+        yield from map(_check, batches)
+        return
+    # Spawned: who calls this may have threads, which a fork would leave behind holding their locks.
+    with ProcessPoolExecutor(min(os.cpu_count() or 1, len(batches)), get_context("spawn")) as pool:
+        yield from pool.map(_check, batches)
+
+
+def _check(batch: Sequence[Record]) -> _Checked:
+    differences: list[Difference] = []
+    as_they_stand: set[str] = set()
+    rows = 0
+    waiting: list[tuple[Record, Columns]] = []
+    for record in batch:
+        try:
+            found = read_rows(_journal(record), record.run_id)
+            differences += _row_differences(record, found)
+            waiting.append((record, columns(found)))
+        except (InputError, KeyError, TypeError, AttributeError) as error:  # a row of another form
+            differences.append(_damaged(record, error))
+        else:
+            rows += len(found)
+            as_they_stand |= {name for name in waiting[-1][1] if not _dialect(name)}
+    differences += _metric_differences(waiting)
+    return _Checked(records=len(batch), rows=rows, differences=differences, as_they_stand=as_they_stand)
 
 
 def _of(experiments: Sequence[str] | None, records: Sequence[Record]) -> list[Record]:

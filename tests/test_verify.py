@@ -20,6 +20,7 @@ from harness.metrics import METRIC_VERSION
 from harness.protocol import Example
 from harness.run import evaluate
 from harness.summary import summarise
+from results.records import read_records
 
 COMMIT = "0123456789abcdef"
 N = 12
@@ -108,6 +109,16 @@ def test_an_untouched_run_verifies_and_stays_as_it_is(runs: Path, verify: Verify
     assert json.loads(before[spec(seed=0).folder(runs) / "record.json"])["metrics"]["f1"]["n"] == 8, (
         "errors were left out"
     )
+
+
+def test_several_processes_find_what_one_does(run: Path, verify: Verify, monkeypatch: pytest.MonkeyPatch) -> None:
+    from results import verify as module
+
+    edit(run / "predictions.jsonl", "prediction", "other")
+    alone = verify("--json")
+    monkeypatch.setattr(module, "_RUNS_AT_ONCE", 1)
+    assert len(list(module._batches(read_records([run.parent])))) == 2
+    assert verify("--json") == alone and alone[0] == 1
 
 
 def test_json_holds_the_verdict_and_the_counts(run: Path, verify: Verify) -> None:
