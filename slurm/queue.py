@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from harness.errors import InputError
@@ -50,14 +50,14 @@ class Queue:
             return {}
         known = _squeue(self.profile, sorted({name.partition("_")[0] for name in ids}, key=int))
         known = {name: entry for name, entry in known.items() if entry.phase != "again"}
-        if missing := [name for name in ids if name not in known]:
+        if missing := [name for name in ids if not _of(name, known)]:
             known |= {name: entry for name, entry in _sacct(self.profile, missing).items() if entry.phase == "ended"}
         now = time.monotonic()
         found: dict[str, Entry] = {}
         for name in ids:
-            if name in known:
+            if entry := _of(name, known):
                 self.silent_since.pop(name, None)
-                found[name] = known[name]
+                found[name] = entry
             else:
                 silent = now - self.silent_since.setdefault(name, now)
                 phase = "lost" if silent > LOST_S else "running"
@@ -122,6 +122,14 @@ def _squeue(profile: SlurmProfile, arrays: Sequence[str]) -> dict[str, Entry]:
         name, state, node, reason = line.strip().split("|", 3)
         entries |= dict.fromkeys(_tasks(name), _entry(state, node, reason))
     return entries
+
+
+def _of(name: str, known: Mapping[str, Entry]) -> Entry | None:
+    """What is known of a job. An array that was cancelled before any of its tasks started is one row without them."""
+    if name in known:
+        return known[name]
+    whole = known.get(name.partition("_")[0])
+    return whole if whole and whole.phase == "ended" else None
 
 
 def _tasks(name: str) -> list[str]:

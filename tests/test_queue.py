@@ -114,6 +114,14 @@ def test_tasks_that_never_started_share_a_row(commands: Path, name: str, row: st
     assert [task for task, entry in found.items() if entry.state == "CANCELLED"] == tasks
 
 
+@pytest.mark.parametrize("asked", ["squeue", "sacct"])
+def test_an_array_cancelled_before_any_task_began_is_one_row_without_tasks(commands: Path, asked: str) -> None:
+    says(commands, asked, "7|CANCELLED||None" if asked == "squeue" else "7|CANCELLED by 0|")
+    assert [entry.state for entry in Queue(PROFILE).look(["7_0", "7_1"]).values()] == ["CANCELLED"] * 2
+    says(commands, asked, *(["7|PENDING||None"] if asked == "squeue" else ["7|PENDING|"]))
+    assert [entry.state for entry in Queue(PROFILE).look(["7_0", "7_1"]).values()] == ["UNKNOWN"] * 2, "not ended"
+
+
 def test_accounting_lags_so_only_its_ends_count(commands: Path) -> None:
     says(commands, "sacct", "7|RUNNING|n1")
     assert Queue(PROFILE).look(["7"]) == {
