@@ -1,8 +1,8 @@
 """1,000 runs of 1,000 questions: how long verifying them against their journals takes, and drawing them.
 
 The runs are made up, in the form of real ones. Half of the answers are right; the others differ from run to run, so
-that few are scored twice. Seconds of the processor stand beside those of the wall: on an idle machine they are equal.
-No time is asserted; that all runs agree is.
+that few are scored twice. Seconds of this process's processor stand beside those of the wall; verifying is done by
+others. No time is asserted; that all runs agree is.
 """
 
 import itertools
@@ -117,7 +117,7 @@ def clocked(what: str, work: Callable[[], Result]) -> tuple[Result, float]:
     wall_s, cpu_s = time.perf_counter(), time.process_time()
     result = work()
     wall_s, cpu_s = time.perf_counter() - wall_s, time.process_time() - cpu_s
-    print(f"  {what:44} {wall_s:7.1f} s   ({cpu_s:.1f} s of the processor)")
+    print(f"  {what:44} {wall_s:7.1f} s   ({cpu_s:.1f} s of this process)")
     return result, wall_s
 
 
