@@ -67,7 +67,8 @@ def pictures(figure: Figure) -> dict[str, bytes]:
     """``{"png": ..., "svg": ...}``, the same bytes for the same figure. Call it within the style of the drawing."""
     # Laid out once for both kinds: it is more than half of the time that drawing takes. (None, since with "none" there
     # is still an engine, for which every saving draws once more.)
-    figure.draw_without_rendering()
+    if engine := figure.get_layout_engine():
+        engine.execute(figure)
     figure.set_layout_engine(None)
     found = {"png": io.BytesIO(), "svg": io.BytesIO()}
     figure.savefig(found["png"], format="png", dpi=PNG_DPI, metadata={"Software": None})

@@ -17,6 +17,8 @@ from typing import Any
 from harness.errors import InputError
 from results.records import Record
 
+Settings = Mapping[str, str]  # a spec with dotted keys and its values as text
+
 _LIMIT = "suite.limit"
 _OWN = ("suite.settings.", "system.config.")
 _SECTION = re.compile(r"^(suite(\.settings)?|system(\.config)?)\.")
@@ -30,24 +32,28 @@ def variants(records: Sequence[Record]) -> dict[Path, str]:
     apart.
     """
     names: dict[Path, str] = {}
+    settings = {record.path: _settings(record) for record in records}
     for system in {record.system for record in records}:
         of_system = [record for record in records if record.system == system]
         cells = _sharing_a_cell(of_system)
-        keys = _telling_keys(cells)
+        keys = _telling_keys(cells, settings)
         for record in of_system:
-            names[record.path] = _name(record, keys)
+            names[record.path] = _name(settings[record.path], keys)
         for first, second in _pairs(cells):
             if names[first.path] == names[second.path]:
-                _refuse_unless_copies(first, second)
+                _refuse_unless_copies(first, second, settings)
     return names
 
 
-def _telling_keys(cells: Sequence[Sequence[Record]]) -> list[str]:
+def _telling_keys(cells: Sequence[Sequence[Record]], settings: Mapping[Path, Settings]) -> list[str]:
     """Settings that differ between runs sharing a cell; the limit and those of suite and system where they suffice."""
-    pairs = _pairs(cells)
-    keys = {key for pair in pairs for key in _differing(*pair) if not _WHAT_IS_ASKED.match(key)}
+    pairs = [
+        (first.run_id == second.run_id, _differing(settings[first.path], settings[second.path]))
+        for first, second in _pairs(cells)
+    ]
+    keys = {key for _, unlike in pairs for key in unlike if not _WHAT_IS_ASKED.match(key)}
     own = {key for key in keys if key == _LIMIT or key.startswith(_OWN)}
-    enough = all(own & set(_differing(*pair)) for pair in pairs if pair[0].run_id != pair[1].run_id)
+    enough = all(same_run or own & set(unlike) for same_run, unlike in pairs)
     return sorted(own if enough else keys)
 
 
@@ -62,19 +68,19 @@ def _pairs(cells: Sequence[Sequence[Record]]) -> list[tuple[Record, Record]]:
     return [pair for cell in cells for pair in itertools.combinations(cell, 2)]
 
 
-def _name(record: Record, keys: Sequence[str]) -> str:
-    settings = _settings(record)
+def _name(settings: Settings, keys: Sequence[str]) -> str:
+    said = [key for key in keys if key in settings]
     if settings.get(_LIMIT) == "null":  # A run on all questions needs no words.
-        del settings[_LIMIT]
-    return ", ".join(f"{_SECTION.sub('', key)}={settings[key]}" for key in keys if key in settings)
+        said = [key for key in said if key != _LIMIT]
+    return ", ".join(f"{_SECTION.sub('', key)}={settings[key]}" for key in said)
 
 
-def _refuse_unless_copies(first: Record, second: Record) -> None:
+def _refuse_unless_copies(first: Record, second: Record, settings: Mapping[Path, Settings]) -> None:
     if (first.run_id, first.metrics, first.n_errors) == (second.run_id, second.metrics, second.n_errors):
         return
-    before, after = _settings(first), _settings(second)
+    before, after = settings[first.path], settings[second.path]
     said = ", ".join(
-        f"{key}: {before.get(key, 'unset')} against {after.get(key, 'unset')}" for key in _differing(first, second)
+        f"{key}: {before.get(key, 'unset')} against {after.get(key, 'unset')}" for key in _differing(before, after)
     )
     raise InputError(
         f"two records for one cell: {first.path} and {second.path} (they differ in {said or 'their scores only'}); "
@@ -82,12 +88,11 @@ def _refuse_unless_copies(first: Record, second: Record) -> None:
     )
 
 
-def _differing(first: Record, second: Record) -> list[str]:
-    before, after = _settings(first), _settings(second)
+def _differing(before: Settings, after: Settings) -> list[str]:
     return sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
 
 
-def _settings(record: Record) -> dict[str, str]:
+def _settings(record: Record) -> Settings:
     """The spec with dotted keys (``system.config.k``) and its values as text."""
     return dict(flat(record.spec))
 
