@@ -62,11 +62,13 @@ def read_measured(folder: Path) -> list[Measured]:
     """
     if not folder.is_dir():
         raise InputError(f"no folder {folder} to read records from")
-    found = [figure for path in sorted(folder.rglob("record.json")) for figure in of_record(read_record(path))]
-    found += [figure for path in sorted(folder.rglob("latency.jsonl")) for figure in of_journal(path)]
-    found += [figure for path in sorted(folder.glob("alignment/*.json")) for figure in of_alignment(path)]
-    if not found:
+    records, journals = sorted(folder.rglob("record.json")), sorted(folder.rglob("latency.jsonl"))
+    alignments = sorted(folder.glob("alignment/*.json"))
+    if not (records or journals or alignments):
         raise InputError(f"nothing measured below {folder}: no record.json, latency.jsonl or alignment/*.json")
+    found = [figure for path in records for figure in of_record(read_record(path))]
+    found += [figure for path in journals for figure in of_journal(path)]
+    found += [figure for path in alignments for figure in of_alignment(path)]
     return found
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -338,6 +339,12 @@ def test_records_that_are_missing_or_damaged_are_named(tmp_path: Path) -> None:
         damaged.write_text(text)
         with pytest.raises(InputError, match=r"x\.json: not an alignment check"):
             read_measured(tmp_path)
+
+
+def test_records_that_no_published_number_is_compared_with_are_measured_all_the_same(tmp_path: Path) -> None:
+    one = next(RECORDS.glob("same_relation/*/*/record.json"))
+    shutil.copytree(one.parent, tmp_path / one.parent.name)
+    assert read_measured(tmp_path) == []
 
 
 def test_json_has_every_field(verdicts: list[Verdict]) -> None:
