@@ -14,6 +14,7 @@ As with other texts (``harness.data.text_practice``) an exercise is written into
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,7 @@ CollateEach = Callable[[Sequence[Row], Sequence[random.Random]], Batch]
 
 
 @dataclass(frozen=True, kw_only=True)
-class WindowExercise(TextExercise):
+class WindowExercise(TextExercise, ABC):
     """What all exercises over windows share; ``folder`` is where ``harness.data.stream.prepare`` put them."""
 
     @property
@@ -45,13 +46,13 @@ class WindowExercise(TextExercise):
         assert self.folder is not None, "an exercise is bound to its windows before it is drawn from"
         return open_windows(self.folder)
 
+    @abstractmethod
     def draw(self, rng: random.Random, step: int) -> tuple[int, int]:
         """Tokens that a row takes of its window, and rows of the batch at ``step``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def row(self, ids: list[int], start: list[int]) -> Row:
         """A row of so many tokens of a window, after ``start``."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
