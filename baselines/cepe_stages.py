@@ -18,7 +18,7 @@ Shapes: B rows, T decoder positions, N passages, S positions per passage, V voca
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -27,7 +27,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from baselines.cepe_model import CepeConfig
-from harness.data.text_practice import NextParagraph, NextToken
 from harness.data.world import memory_practice
 from harness.data.world.practice import Exercise, Practice, Reading
 from harness.model.chunking import split
@@ -35,6 +34,7 @@ from harness.train.distributed import anywhere, mean
 from harness.train.losses import mean_of, token_losses
 from harness.train.rows import IGNORED, Batch, Row, collate_tokens
 from harness.train.stage import Muon, Schedule, Stage
+from harness.train.text_scales import TEXT_SCALES, TextScale
 
 if TYPE_CHECKING:
     from torch import nn
@@ -213,12 +213,17 @@ def _cpt(steps: int, scale: str, kl_weight: float = 0.0) -> CepeRecipe:
     )
 
 
-def _on_text(recipe: CepeRecipe, data: Exercise) -> CepeRecipe:
-    """The same stage on real text, where the next paragraph is what follows the passages."""
-    return replace(
-        recipe,
-        data=data,
-        language_weight=0.0,
+def _on_text(scale: TextScale, name: str, steps: int) -> CepeRecipe:
+    """A stage on real text, where the next paragraph is what follows the passages."""
+    size, lr = scale.size, scale.size.rates.cepe
+    warmup = name == "warmup"
+    return CepeRecipe(
+        stage=scale.stage(name, steps, (lr, 0.7 * lr), trained=TRAINED),
+        after=("decoder", "pretrain", scale.name) if warmup else ("cepe", "warmup", scale.name),
+        requires=() if warmup else ("cepe/warmup",),
+        model=CepeConfig(cross_layers=size.cross_layers, encoder=size.encoder),
+        data=size.plain if warmup else size.paragraph,
+        duplicate=warmup,
         template="bare",
         stored_as="float32",
     )
@@ -227,17 +232,13 @@ def _on_text(recipe: CepeRecipe, data: Exercise) -> CepeRecipe:
 WARMUP = {
     "tiny": _warmup(100, "tiny"),
     "tiny-short": _warmup(30, "tiny-short"),
-    "text-tiny": _on_text(_warmup(100, "text-tiny"), NextToken()),
-    "text-tiny-quarter": _on_text(_warmup(25, "text-tiny-quarter"), NextToken()),
-    "text-tiny-short": _on_text(_warmup(2, "text-tiny-short"), NextToken()),
+    **{scale.name: _on_text(scale, "warmup", scale.steps.warmup) for scale in TEXT_SCALES.values()},
 }
 CPT = {
-    "text-tiny": _on_text(_cpt(800, "text-tiny"), NextParagraph()),
-    "text-tiny-quarter": _on_text(_cpt(200, "text-tiny-quarter"), NextParagraph()),
-    "text-tiny-short": _on_text(_cpt(2, "text-tiny-short"), NextParagraph()),
     "tiny": _cpt(800, "tiny"),
     "tiny-short": _cpt(200, "tiny-short"),
     "tiny-distilled": _cpt(800, "tiny", kl_weight=2.0),
+    **{scale.name: _on_text(scale, "cpt", scale.steps.cpt) for scale in TEXT_SCALES.values()},
 }
 # Passkeys and look-ups on top of that (slurm/sweeps/passkey.py); the decoder stays frozen, as in CEPE's other stages.
 MEMORY = {

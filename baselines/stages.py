@@ -110,16 +110,12 @@ def _finetune(steps: int, scale: str) -> DecoderRecipe:
 PRETRAIN: dict[str, DecoderRecipe | TextDecoderRecipe] = {
     "tiny": _pretrain(2000),
     "tiny-short": _pretrain(600),
-    "text-tiny": text_stages.pretrain(2000),
-    "text-tiny-quarter": text_stages.pretrain(500),
-    "text-tiny-short": text_stages.pretrain(2),
+    **text_stages.PRETRAIN,
 }
 FINETUNE: dict[str, DecoderRecipe | TextDecoderRecipe] = {
     "tiny": _finetune(600, "tiny"),
     "tiny-short": _finetune(150, "tiny-short"),
-    "text-tiny": text_stages.finetune(670, "text-tiny"),
-    "text-tiny-quarter": text_stages.finetune(168, "text-tiny-quarter"),
-    "text-tiny-short": text_stages.finetune(2, "text-tiny-short"),
+    **text_stages.FINETUNE,
 }
 # Passkeys and look-ups on top of that (slurm/sweeps/passkey.py).
 MEMORY = {

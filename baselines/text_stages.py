@@ -15,12 +15,11 @@ from harness.data.text_practice import NextToken
 from harness.data.world.practice import Practice
 from harness.train.losses import answer_loss, read_tokens
 from harness.train.rows import collate_tokens
-from harness.train.stage import Muon, Schedule, Stage
+from harness.train.stage import Stage
+from harness.train.text_scales import TEXT_SCALES, TextScale
 
 if TYPE_CHECKING:
     from harness.train.loop import Loss
-
-SHAPE = "text-tiny"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +28,9 @@ class TextDecoderRecipe:
 
     stage: Stage
     data: NextToken
+    shape: str
     after: tuple[str, str, str] | None = None
     requires: tuple[str, ...] = ()
-    shape: str = SHAPE
     init: str = "random"
     template: str = "bare"
     stored_as: str = "float32"
@@ -58,24 +57,23 @@ class TextDecoderRecipe:
         return export(model, tokenizer, training, folder)
 
 
-def _stage(name: str, steps: int, lr: float, adamw_lr: float, seed: int = 0) -> Stage:
-    return Stage(
-        name=name,
-        steps=steps,
-        optimizer=Muon(lr=lr, adamw_lr=adamw_lr),
-        schedule=Schedule(warmup=0.04, decay="cosine", floor=0.05),
-        seed=seed,
-    )
-
-
-def pretrain(steps: int) -> TextDecoderRecipe:
-    return TextDecoderRecipe(stage=_stage("pretrain", steps, 3e-3, 2e-3), data=NextToken())
-
-
-def finetune(steps: int, scale: str) -> TextDecoderRecipe:
+def pretrain(scale: TextScale) -> TextDecoderRecipe:
+    size = scale.size
     return TextDecoderRecipe(
-        after=("decoder", "pretrain", scale),
-        # Another seed, or the batches of the stage before would come again.
-        stage=_stage("finetune", steps, 1e-3, 7e-4, seed=1),
-        data=NextToken(),
+        stage=scale.stage("pretrain", scale.steps.pretrain, size.rates.pretrain), data=size.plain, shape=size.shape
     )
+
+
+def finetune(scale: TextScale) -> TextDecoderRecipe:
+    size = scale.size
+    return TextDecoderRecipe(
+        after=("decoder", "pretrain", scale.name),
+        # Another seed, or the batches of the stage before would come again.
+        stage=scale.stage("finetune", scale.steps.finetune, size.rates.finetune, seed=1),
+        data=size.plain,
+        shape=size.shape,
+    )
+
+
+PRETRAIN = {scale.name: pretrain(scale) for scale in TEXT_SCALES.values()}
+FINETUNE = {scale.name: finetune(scale) for scale in TEXT_SCALES.values()}

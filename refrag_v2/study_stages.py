@@ -12,9 +12,10 @@ from types import MappingProxyType
 from typing import Any
 
 from harness.data.stream.window_practice import WindowParagraph, WindowRepeating
-from harness.data.text_practice import NextParagraph, Repeating
+from harness.data.text_practice import Repeating
 from harness.data.world.practice import Copying, Growing, Pairs, Quizzing, Reading
 from harness.train.stage import AdamW, Stage
+from harness.train.text_scales import TEXT_SCALES, TextScale
 from refrag_v2.model import RefragConfig
 from refrag_v2.recipe import ENCODING, RefragRecipe
 from refrag_v2.stage_parts import LONGEST, SCHEDULE, cpt_rates, stage_of
@@ -22,7 +23,6 @@ from refrag_v2.stage_parts import LONGEST, SCHEDULE, cpt_rates, stage_of
 Recipes = Mapping[str, RefragRecipe]
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 EARNEST_LR = 6e-4  # reconstruction that is to teach something; at k = 8 it does CPT no harm (results/LOG.md)
-TEXT_LR, TEXT_ENCODING_LR = 5e-4, 2e-3  # of the decoder, and of encoder and projector
 ABLATED_K = 8
 SMOKE = "-smoke"
 # An encoder that knows nothing of the decoder: its own embeddings, random weights.
@@ -97,27 +97,34 @@ def ablation(
     }
 
 
-def text(k: int, suffix: str, first: int, second: int) -> dict[str, Recipes]:
-    """On real text (slurm/sweeps/perplexity.py), ``first`` and ``second`` steps: x_1:kL read back, then the 128 tokens
-    after 256 of context. All rates k and CEPE see the same windows in the second stage."""
-    scale = f"text-tiny-k{k}{suffix}"
-    recipe = partial(RefragRecipe, model=RefragConfig(k=k), template="bare", stored_as="float32")
+def text(k: int, scale: TextScale) -> dict[str, Recipes]:
+    """On real text (slurm/sweeps/perplexity.py): x_1:kL read back, then the tokens that follow s of context.
 
+    All rates k and CEPE see the same windows in the second stage.
+    """
+    name, size, steps = scale.of_rate(k), scale.size, scale.steps
+    rates = size.rates
+    recipe = partial(RefragRecipe, model=RefragConfig(k=k, encoder=size.encoder), template="bare", stored_as="float32")
+
+    def stage(name: str, steps: int, lr: float, boost: float, trained: tuple[str, ...] = ("",)) -> Stage:
+        return scale.stage(name, steps, (lr, 0.7 * lr), trained=trained, boosted=ENCODING, boost=boost)
+
+    growing = Growing(k=k, steps=steps.reconstruction, max_chunks=size.read_back // k, tokens=size.tokens)
     stages = {
         "reconstruction": recipe(
-            after=("decoder", "pretrain", f"text-tiny{suffix}"),
+            after=("decoder", "pretrain", scale.name),
             requires=(),
-            stage=stage_of("reconstruction", first, TEXT_ENCODING_LR, 1, trained=ENCODING),
-            data=Repeating(growing=Growing(k=k, steps=first, max_chunks=128 // k, tokens=2048)),
+            stage=stage("reconstruction", steps.reconstruction, rates.encoding, 1, trained=ENCODING),
+            data=Repeating(growing=growing),
         ),
         "cpt": recipe(
-            after=("refrag_v2", "reconstruction", scale),
+            after=("refrag_v2", "reconstruction", name),
             requires=("refrag_v2/reconstruction",),
-            stage=stage_of("cpt", second, TEXT_LR, TEXT_ENCODING_LR / TEXT_LR),
-            data=NextParagraph(),
+            stage=stage("cpt", steps.cpt, rates.decoder, rates.encoding / rates.decoder),
+            data=size.paragraph,
         ),
     }
-    return {scale: stages}
+    return {name: stages}
 
 
 def in_parts() -> dict[str, Recipes]:
@@ -181,9 +188,7 @@ _ALL = [
     *(ablation(curriculum=name) for name in ("none", "linear", "3-stage", "6-stage")),
     *(ablation(model=model) for model in (UNALIGNED, *POOLINGS)),
     *(ablation(model=model, order="alone") for model in (NOTHING, UNALIGNED)),
-    *(text(k, "", 300, 800) for k in (8, 16, 32)),
-    *(text(k, "-quarter", 75, 200) for k in (8, 16, 32)),
-    *(text(k, "-short", 2, 2) for k in (8, 16, 32)),
+    *(text(k, scale) for scale in TEXT_SCALES.values() for k in (8, 16, 32)),
     in_parts(),
     stream(),
 ]

@@ -15,9 +15,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise, takewhile
+from itertools import chain, pairwise, takewhile
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -71,17 +72,11 @@ def encoder_inputs(passages: Sequence[Sequence[int]], k: int, window: Window, pa
     Chunks are numbered passage by passage. With ``window="chunk"`` every chunk is a row of its own (the paper);
     with ``"passage"`` every passage is one row, and its chunks see one another.
     """
-    chunks = [split(passage, k) for passage in passages]
-    if window == "chunk":
-        rows = [[(token, number) for token in chunk] for number, chunk in enumerate(c for cs in chunks for c in cs)]
-    else:
-        firsts = accumulate((len(cs) for cs in chunks), initial=0)
-        rows = [
-            [(token, first + i) for i, chunk in enumerate(cs) for token in chunk]
-            for first, cs in zip(firsts, chunks, strict=False)
-            if cs
-        ]
-    return _padded(rows, pad_id)
+    lengths = [min(k, len(passage) - start) for passage in passages for start in range(0, len(passage), k)]
+    tokens = torch.from_numpy(np.fromiter(chain.from_iterable(passages), np.int64))
+    numbers = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths, dtype=torch.long))
+    of_rows = lengths if window == "chunk" else [len(passage) for passage in passages if passage]
+    return _padded(tokens, numbers, of_rows, pad_id)
 
 
 def retokenised_inputs(
@@ -115,7 +110,8 @@ def retokenised_inputs(
             rows.append(
                 [(t, -1) for t in before] + [pair for ids in numbered for pair in ids] + [(t, -1) for t in after]
             )
-    return _padded(rows, encode.pad_token_id)
+    pairs = torch.tensor([pair for row in rows for pair in row], dtype=torch.long).view(-1, 2)
+    return _padded(pairs[:, 0], pairs[:, 1], [len(row) for row in rows], encode.pad_token_id)
 
 
 def chunk_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], k: int) -> list[str]:
@@ -163,10 +159,9 @@ def _specials(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]
     return with_text[:start], with_text[start + len(text) :]
 
 
-def _padded(rows: Sequence[Sequence[tuple[int, int]]], pad_id: int) -> EncoderInputs:
-    width = max(map(len, rows), default=0)
-    ids = torch.tensor([[t for t, _ in row] + [pad_id] * (width - len(row)) for row in rows], dtype=torch.long)
-    chunk = torch.tensor([[c for _, c in row] + [-1] * (width - len(row)) for row in rows], dtype=torch.long)
-    lengths = torch.tensor([len(row) for row in rows])
-    mask = torch.arange(width)[None] < lengths[:, None]
-    return EncoderInputs(ids_NS=ids.view(len(rows), width), mask_NS=mask, chunk_NS=chunk.view(len(rows), width))
+def _padded(tokens: Tensor, chunks: Tensor, lengths: Sequence[int], pad_id: int) -> EncoderInputs:
+    """Rows of so many of the ``tokens``, one after the other, each with the chunk that it belongs to."""
+    mask_NS = torch.arange(max(lengths, default=0))[None] < torch.tensor(lengths, dtype=torch.long)[:, None]
+    ids_NS = torch.full(mask_NS.shape, pad_id).masked_scatter_(mask_NS, tokens)
+    chunk_NS = torch.full(mask_NS.shape, -1).masked_scatter_(mask_NS, chunks)
+    return EncoderInputs(ids_NS=ids_NS, mask_NS=mask_NS, chunk_NS=chunk_NS)

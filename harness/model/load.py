@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from harness.protocol import Demonstration
 
-# The published shapes (model cards), the tiny ones of the synthetic world and of text, and one with which a CPU can
+# The published shapes (model cards), the small ones of the synthetic world and of text, and one with which a CPU can
 # read long prompts. Latency depends on these alone.
 SHAPES: Mapping[str, Mapping[str, Any]] = {
     "tiny": dict(
@@ -30,6 +30,10 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
     "text-tiny": dict(
         hidden_size=128, intermediate_size=352, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4,
         vocab_size=2048, max_position_embeddings=4096, tie_word_embeddings=True,
+    ),
+    "text-mini": dict(
+        hidden_size=768, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=12,
+        num_key_value_heads=12, vocab_size=8192, max_position_embeddings=8192, tie_word_embeddings=True,
     ),
     "llama-100m": dict(
         hidden_size=768, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=12,

@@ -13,9 +13,10 @@ import random
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from harness.model.chunking import EncoderInputs, expanded_count, split
+from harness.model.chunking import EncoderInputs, expanded_count
 from harness.model.splice import chunk_code
 from harness.train.rows import IGNORED, Batch, Row, collate_tokens
 
@@ -33,26 +34,33 @@ def lay_out(rows: Sequence[Row], k: int, read: Read, pad_id: int) -> Batch:
       expanded or not.
     """
     batch = collate_tokens(rows, pad_id)
-    chunk = torch.full_like(batch["input_ids"], -1)
-    start = torch.zeros_like(chunk, dtype=torch.bool)
-    tail = torch.zeros_like(start)
+    values: list[int] = []  # runs of positions: their chunk, or -1, and how many they are
+    lengths: list[int] = []
     counts = []
-    for index, row in enumerate(rows):
-        place, number = len(row.start), 0
+    for row in rows:
+        values.append(-1)
+        lengths.append(len(row.start))
+        number = 0
         for block in row.context:
-            place += len(block.tag)
-            for piece in split(block.text, k):
-                chunk[index, place : place + len(piece)] = number
-                start[index, place] = True
-                place, number = place + len(piece), number + 1
-        tail[index, place : place + len(row.tail)] = True
+            pieces = [min(k, len(block.text) - start) for start in range(0, len(block.text), k)]
+            values += [-1, *range(number, number + len(pieces))]
+            lengths += [len(block.tag), *pieces]
+            number += len(pieces)
+        values.append(-1)
+        lengths.append(len(row.tail))
         counts.append(number)
+    real = batch["attention_mask"].bool()
+    runs = torch.tensor(values).repeat_interleave(torch.tensor(lengths))
+    chunk = torch.full_like(batch["input_ids"], -1).masked_scatter_(real, runs)
+    before = F.pad(chunk[:, :-1], (1, 0), value=-1)
+    ends, tails = real.sum(1, keepdim=True), torch.tensor([[len(row.tail)] for row in rows])
+    place = torch.arange(chunk.shape[1])[None]
     n_chunks = torch.tensor(counts)
     inputs = read([block.text for row in rows for block in row.context])
     return batch | {
         "chunk": chunk,
-        "chunk_start": start,
-        "tail": tail,
+        "chunk_start": (chunk >= 0) & (chunk != before),
+        "tail": (place < ends) & (place >= ends - tails),
         "n_chunks": n_chunks,
         "first_chunk": n_chunks.cumsum(0) - n_chunks,
         "encoder_ids": inputs.ids_NS,

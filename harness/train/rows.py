@@ -8,7 +8,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, repeat
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,15 +49,17 @@ def collate_tokens(rows: Sequence[Row], pad_id: int) -> Batch:
 
     Labels are the ids themselves; a loss shifts them by one.
     """
-    contexts = [[*row.start, *(t for block in row.context for t in (*block.tag, *block.text))] for row in rows]
-    width = max(len(context) + len(row.tail) for context, row in zip(contexts, rows, strict=True))
-    ids = torch.full((len(rows), width), pad_id)
-    answers = torch.zeros((len(rows), width), dtype=torch.bool)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
-    for index, (context, row) in enumerate(zip(contexts, rows, strict=True)):
-        end = len(context) + len(row.tail)
-        ids[index, :end] = torch.tensor([*context, *row.tail])
-        answers[index, len(context) : end] = torch.tensor(row.is_answer, dtype=torch.bool)
-        mask[index, :end] = 1
+    contexts = [[*row.start, *chain.from_iterable((*block.tag, *block.text) for block in row.context)] for row in rows]
+    lengths = torch.tensor([len(context) + len(row.tail) for context, row in zip(contexts, rows, strict=True)])
+    real = torch.arange(int(lengths.max()))[None] < lengths[:, None]
+    tokens = [token for context, row in zip(contexts, rows, strict=True) for token in chain(context, row.tail)]
+    asked = [
+        a
+        for context, row in zip(contexts, rows, strict=True)
+        for a in chain(repeat(False, len(context)), row.is_answer)
+    ]
+    ids = torch.full(real.shape, pad_id).masked_scatter_(real, torch.from_numpy(np.array(tokens, np.int64)))
+    answers = torch.zeros_like(real).masked_scatter_(real, torch.from_numpy(np.array(asked, np.bool_)))
+    mask = real.long()
     labels = ids.masked_fill(mask == 0, IGNORED)
     return {"input_ids": ids, "attention_mask": mask, "labels": labels, "is_answer": answers}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from harness.protocol import LogLikelihood
 from harness.record import DecodeSpec, RunRecord, RunSpec, SystemSpec, experiment_name
 from harness.train.export import read_training
 from slurm.jobs import Progress
-from slurm.jobs.system import open_system
+from slurm.jobs.system import Opened, open_system
 
 if TYPE_CHECKING:
     import torch
@@ -47,9 +48,9 @@ class PerplexityJob:
     set: str
     context: int
     runs: Path
-    output: int = 128
-    outputs: tuple[int, ...] = (32, 64, 128)
-    longest: int = 1024
+    output: int
+    outputs: tuple[int, ...]
+    longest: int
     limit: int | None = None
     batch_size: int = 8
     device: str = "cpu"
@@ -102,7 +103,7 @@ class PerplexityJob:
                 f"{self.checkpoint} was trained on {training.get('data', 'nothing known')}; its tokens are not those "
                 f"of {suite.text.name}"
             )
-        opened = open_system(self.system, self.checkpoint, self.options, dtype=self.dtype, device=self.device)
+        opened = _opened(self.system, self.checkpoint, tuple(self.options.items()), self.dtype, self.device)
         if not isinstance(opened.system, LogLikelihood):
             raise InputError(f"system {self.system} generates, but gives no likelihood of a given continuation")
         spec = RunSpec(
@@ -134,6 +135,11 @@ class PerplexityJob:
         return f"{'  '.join(figures)}  n={result.n_examples}" + (
             f"  {result.n_errors} windows raised errors" if result.n_errors else ""
         )
+
+
+@lru_cache(maxsize=1)  # cells of one system follow one another, and opening it can take longer than a cell
+def _opened(system: str, checkpoint: str, options: tuple[tuple[str, Any], ...], dtype: str, device: str) -> Opened:
+    return open_system(system, checkpoint, dict(options), dtype=dtype, device=device)
 
 
 def _notes(training: Mapping[str, Any], suite: PerplexitySuite) -> tuple[str, ...]:

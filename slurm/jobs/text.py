@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.data.text import Text, TextConfig, prepare, text_folder
+from harness.config import plain
+from harness.data.text import MANIFEST, Text, TextConfig, prepare, text_folder
+from harness.errors import InputError
 from slurm.jobs import Progress
 
 DEFAULT = TextConfig()
@@ -13,7 +15,7 @@ DEFAULT = TextConfig()
 
 @dataclass(frozen=True, kw_only=True)
 class TextJob:
-    """``data`` is a folder or a Hub id (``harness.data.text``)."""
+    """``data`` is a folder or a Hub id (``harness.data.text``), or a text that was prepared by ``config`` already."""
 
     data: str
     runs: Path
@@ -26,10 +28,20 @@ class TextJob:
     @property
     def folder(self) -> Path:
         """Where the prepared text lies."""
-        return text_folder(self.data, self.config, self.runs)
+        return Path(self.data) if self._prepared else text_folder(self.data, self.config, self.runs)
 
     def run(self, progress: Progress | None = None) -> Path:
-        return prepare(self.data, self.config, self.runs)
+        """The folder, made if need be. Raises ``InputError`` where a text was prepared by other settings."""
+        if not self._prepared:
+            return prepare(self.data, self.config, self.runs)
+        found = Text(self.folder).manifest.get("config")
+        if found != plain(self.config):
+            raise InputError(f"{self.data} was prepared as {found}; expected {plain(self.config)}")
+        return self.folder
+
+    @property
+    def _prepared(self) -> bool:
+        return (Path(self.data) / MANIFEST).exists()
 
     def said(self, result: Path) -> str:
         counts = Text(result).counts

@@ -25,8 +25,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from harness.data.text import open_text
+from harness.data.text import TextConfig, open_text
 from harness.errors import InputError, unknown
+from harness.train.text_scales import TEXT_SCALES, TINY
 from slurm.jobs.differences import DifferencesJob
 from slurm.jobs.losses import LossesJob, Training
 from slurm.jobs.perplexity import PerplexityJob
@@ -38,9 +39,7 @@ from slurm.sweeps.tiny import train_phase
 
 NAME = "perplexity"
 RATES = (8, 16, 32)
-CONTEXTS = (256, 512, 1024)  # the first is the trained one
 NOTHING: Mapping[str, Any] = MappingProxyType({})
-BUDGETS = {"long": "", "quarter": "-quarter", "short": "-short"}
 # What reads with full context's decoder.
 ON_FULL_CONTEXT: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("standard_rag", NOTHING),
@@ -66,21 +65,25 @@ def perplexity(
     unknown ``budget``.
     """
     budget = budget or "long"
-    if budget not in BUDGETS:
-        raise unknown("budget", budget, BUDGETS)
+    if budget not in TEXT_SCALES:
+        raise unknown("budget", budget, TEXT_SCALES)
+    scale = TEXT_SCALES[budget]
+    size = scale.size
+    # All budgets of the tiny size fill one table; those of another have tables of their own.
+    name = NAME if size is TINY else f"{NAME}-{budget}"
     if data is None:
         raise InputError(f"experiment {NAME!r} needs a text: give a folder or a Hub id with --data")
     if checkpoint is not None:
         raise InputError(f"experiment {NAME!r} trains its own decoder, on the text's own tokens; leave it out")
-    text = TextJob(data=str(data), runs=runs)
+    text = TextJob(data=str(data), runs=runs, config=TextConfig(vocabulary=size.vocabulary))
     yield Phase(title="text", jobs=[text])
     prepared = text.folder
 
-    def training(system: str, stage: str, scale: str = "text-tiny") -> TrainJob:
+    def training(system: str, stage: str, recipes: str = scale.name) -> TrainJob:
         return TrainJob(
             system=system,
             stage=stage,
-            scale=f"{scale}{BUDGETS[budget]}",
+            scale=recipes,
             runs=runs,
             device=device,
             from_scratch=from_scratch,
@@ -89,50 +92,57 @@ def perplexity(
 
     full = training("standard_rag", "finetune")
     cepe = training("cepe", "cpt")
-    refrags = {k: training("refrag_v2", "cpt", f"text-tiny-k{k}") for k in RATES}
+    refrags = {k: training("refrag_v2", "cpt", scale.of_rate(k)) for k in RATES}
     yield train_phase([full, cepe, *refrags.values()])
 
     def cell(
-        system: str, job: TrainJob, name: str, context: int, options: Mapping[str, Any] = NOTHING
+        system: str, job: TrainJob, set_: str, context: int, options: Mapping[str, Any] = NOTHING
     ) -> PerplexityJob:
         return PerplexityJob(
             system=system,
             checkpoint=str(job.checkpoint),
             text=prepared,
-            set=name,
+            set=set_,
             context=context,
             runs=runs,
+            output=size.scoring.outputs[-1],
+            outputs=size.scoring.outputs,
+            longest=max(size.scoring.contexts),
             limit=limit,
+            batch_size=size.scoring.batch_size,
             device=device,
+            dtype=size.precision,
             options=options,
-            experiment=NAME,
+            experiment=name,
         )
 
     of_context: dict[tuple[str, int], list[PerplexityJob]] = {}
     without: dict[str, list[PerplexityJob]] = {}
-    for name in open_text(prepared).sets:
-        without[name] = [cell("no_context", job, name, 0) for job in (full, cepe, *refrags.values())]
-        for context in CONTEXTS:
-            of_context[name, context] = [
-                *(cell(system, full, name, context, options) for system, options in ON_FULL_CONTEXT),
-                cell("cepe", cepe, name, context),
-                *(cell("refrag_v2", job, name, context, {"k": k}) for k, job in refrags.items()),
+    for set_ in open_text(prepared).sets:
+        without[set_] = [cell("no_context", job, set_, 0) for job in (full, cepe, *refrags.values())]
+        for context in size.scoring.contexts:
+            of_context[set_, context] = [
+                *(cell(system, full, set_, context, options) for system, options in ON_FULL_CONTEXT),
+                cell("cepe", cepe, set_, context),
+                *(cell("refrag_v2", job, set_, context, {"k": k}) for k, job in refrags.items()),
             ]
-    jobs = [job for row in (*without.values(), *of_context.values()) for job in row]
-    yield Phase(title="score", jobs=jobs)
+    cells_of_all = [job for row in (*without.values(), *of_context.values()) for job in row]
+    # By system: each is opened once.
+    cells_of_all.sort(key=lambda job: (job.system, job.checkpoint, str(job.options)))
+    yield Phase(title="score", jobs=cells_of_all)
 
     contrasts = []
-    for (name, context), cells in of_context.items():
-        nothing, *own = without[name]
+    for (set_, context), cells in of_context.items():
+        nothing, *own = without[set_]
         contrasts += [(job, nothing) for job in cells]
-        if context != CONTEXTS[0]:
+        if context != size.paragraph.context:
             continue
         # What the context gives, apart from what training with it gave the decoder.
         contrasts += list(zip(cells[len(ON_FULL_CONTEXT) :], own, strict=True))
         by_name = {job.system: job for job in cells[: len(ON_FULL_CONTEXT) + 1]}
         contrasts += [(job, by_name[other]) for job in cells[-len(RATES) :] for other in ("cepe", "llama_k")]
-    yield Phase(title="compare", jobs=[DifferencesJob(name=NAME, contrasts=contrasts, runs=runs, out=out)])
+    yield Phase(title="compare", jobs=[DifferencesJob(name=name, contrasts=contrasts, runs=runs, out=out)])
     trainings = [Training(way=f"k={k}", job=job) for k, job in refrags.items()]
-    losses = LossesJob(name=f"{NAME}{BUDGETS[budget]}", trainings=trainings, runs=runs, out=out)
+    losses = LossesJob(name=NAME if budget == "long" else f"{NAME}-{budget}", trainings=trainings, runs=runs, out=out)
     yield Phase(title="losses", jobs=[losses])
-    yield Phase(title="tables", jobs=[PerplexityTablesJob(experiment=NAME, runs=runs, out=out)])
+    yield Phase(title="tables", jobs=[PerplexityTablesJob(experiment=name, runs=runs, out=out)])
