@@ -11,7 +11,7 @@ for a decoder six times as wide.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from harness.data.text_practice import NextParagraph, NextToken
@@ -143,14 +143,6 @@ MINI = Size(
     precision="bfloat16",
     checkpoint_every=300,
 )
-# The same model where there is no GPU, to see that all of it runs: a batch of this size is minutes of a CPU.
-MINI_ON_A_CPU = replace(
-    MINI,
-    plain=NextToken(length=1280, rows=1),
-    paragraph=NextParagraph(context=1024, output=256, rows=1),
-    tokens=512,
-    precision="float32",
-)
 REHEARSAL = Steps(pretrain=2, finetune=2, warmup=2, reconstruction=2, cpt=2)
 
 TEXT_SCALES: Mapping[str, TextScale] = {
@@ -161,6 +153,5 @@ TEXT_SCALES: Mapping[str, TextScale] = {
         size=TINY, suffix="-quarter", steps=Steps(pretrain=500, finetune=168, warmup=25, reconstruction=75, cpt=200)
     ),
     "short": TextScale(size=TINY, suffix="-short", steps=REHEARSAL),
-    "mini": TextScale(size=MINI, steps=Steps(pretrain=700, finetune=180, warmup=30, reconstruction=60, cpt=220)),
-    "mini-short": TextScale(size=MINI_ON_A_CPU, suffix="-short", steps=REHEARSAL),
+    "mini": TextScale(size=MINI, steps=Steps(pretrain=800, finetune=180, warmup=30, reconstruction=60, cpt=220)),
 }  # fmt: skip
