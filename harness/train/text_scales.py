@@ -139,7 +139,7 @@ MINI = Size(
     encoder="decoder:2",
     cross_layers=12,
     rates=Rates(pretrain=(2e-3, 1e-3), finetune=(5e-4, 3e-4), decoder=3e-4, encoding=1.2e-3, cepe=5e-4),
-    scoring=Scoring(contexts=(512, 1024, 2048, 4096), outputs=(64, 128, 256), batch_size=16),
+    scoring=Scoring(contexts=(1024, 2048, 4096), outputs=(64, 128, 256), batch_size=16),
     precision="bfloat16",
     checkpoint_every=300,
 )
