@@ -31,11 +31,12 @@ PUBLISHED, MEASURED, COMPUTED = "published", "measured", "computed"
 WORLD = f"synthetic world, 0.9 M parameters, {PASSAGES} passages"
 # The trainings whose losses are shown, and what they are of.
 LOSSES = {
+    "perplexity-mini": "books and LaTeX, 91 M parameters",
     "perplexity": "books and LaTeX, 1.1 M parameters",
     "perplexity-quarter": "books and LaTeX, 1.1 M parameters, a quarter of the steps",
     "k_ablation": "synthetic world, 0.9 M parameters",
 }
-ON_TEXT = ("perplexity", "perplexity-quarter")  # the longer training before the shorter
+ON_TEXT = ("perplexity-mini", "perplexity", "perplexity-quarter")  # the larger training before the smaller
 UNLOGGED = {
     "perplexity-quarter": "`refrag-bench run perplexity --scale quarter --data DIR`: an hour of one core",
     "k_ablation": "`refrag-bench run k_ablation`: 25 minutes of one core, three seeds of each k",

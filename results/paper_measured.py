@@ -116,36 +116,40 @@ def _answers(
 
 def log_perplexities(evidence: Evidence, rows: Sequence[str], columns: Sequence[str]) -> list[Measured]:
     """Of the small trainings on real text, as far as ``rows`` and ``columns`` of the paper have a place for them."""
-    found = _windows(evidence)
-    if found is None:
-        return [Measured(values={})]
+    return [
+        _of_one(found, parameters, rows, columns)
+        for name, parameters in perplexity.DECODERS.items()
+        if (found := _windows(evidence, name))
+    ] or [Measured(values={})]
+
+
+def _of_one(found: Perplexities, parameters: str, rows: Sequence[str], columns: Sequence[str]) -> Measured:
+    """Of one experiment. Its shortest context and its longest output are what it was trained on."""
     asked = {(row, column): _asked(row, column) for row in rows for column in columns}
     values = {key: own for key, place in asked.items() if place and (own := _nats(found, *place))}
     contexts = sorted({_scaled(place[2], found.contexts[0]) for key, place in asked.items() if place and key in values})
     outputs = sorted({_scaled(place[3], found.outputs[-1]) for key, place in asked.items() if place and key in values})
-    return [
-        Measured(
-            values=values,
-            heading=f"{OURS}, small: s = {_listed(contexts)}; o = {_listed(outputs)}",
-            notes=(
-                "Ours is the small, real-language version: a decoder of 1.1 M parameters trained on books and LaTeX, "
-                "nats per token, brackets: 95 % bootstrap over windows. Decoder, text, tokens and lengths all differ "
-                "from the paper's, so no number of ours can be set against the printed one of its column; what can be "
-                "read is the order of the systems within ours. perplexity.md has the paired differences.",
-                f"Ours stands in the column that is as many times as long as what was trained on: s = "
-                f"{found.contexts[0]} and o = {found.outputs[-1]} here, {TRAINED:,} and {TRAINED:,} there. LLaMA_256: "
-                f"the last s/8 tokens in both, here {found.contexts[0] // 8} of {found.contexts[0]}.",
-                *perplexity.conditions(found),
-            ),
-        )
-    ]
+    return Measured(
+        values=values,
+        heading=f"{OURS}, {parameters} parameters: s = {_listed(contexts)}; o = {_listed(outputs)}",
+        notes=(
+            f"Ours is the small, real-language version: a decoder of {parameters} parameters trained on books and "
+            "LaTeX, nats per token, brackets: 95 % bootstrap over windows. Decoder, text, tokens and lengths all "
+            "differ from the paper's, so no number of ours can be set against the printed one of its column; what "
+            f"can be read is the order of the systems within ours. {found.experiment}.md has the paired differences.",
+            f"Ours stands in the column that is as many times as long as what was trained on: s = "
+            f"{found.contexts[0]:,} and o = {found.outputs[-1]} here, {TRAINED:,} and {TRAINED:,} there. LLaMA_256: "
+            f"the last s/8 tokens in both, here {found.contexts[0] // 8} of {found.contexts[0]:,}.",
+            *perplexity.conditions(found),
+        ),
+    )
 
 
-def _windows(evidence: Evidence) -> Perplexities | None:
+def _windows(evidence: Evidence, experiment: str) -> Perplexities | None:
     """The first folder that has them, as everywhere."""
     for records in evidence.records:
-        if perplexity.SUITE in perplexity.experiments(records):
-            return perplexity.build(records, [], experiment=perplexity.SUITE)
+        if experiment in perplexity.experiments(records):
+            return perplexity.build(records, [], experiment=experiment)
     return None
 
 
@@ -192,7 +196,7 @@ def _listed(lengths: Sequence[int]) -> str:
 
 def equal_rate(evidence: Evidence, rows: Sequence[str], columns: Sequence[str]) -> list[Measured]:
     """The rates, computed; log-perplexity of k = 8; and exact match of both sides at as many decoder positions."""
-    (found,) = log_perplexities(evidence, rows, columns)
+    found, *_ = log_perplexities(evidence, rows, columns)
     values = {**found.values, **_rates()}
     at: Mapping[str, Mapping[str, Any]] = {
         "REFRAG_8 s=2048": {"k": 8, "expand": 0.0},

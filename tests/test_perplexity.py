@@ -19,9 +19,11 @@ from harness.data.text import Text, TextConfig, open_text, prepare
 from harness.data.text_practice import PASSAGE, NextParagraph, NextToken, Repeating, draw_window
 from harness.data.world.practice import Growing
 from harness.errors import InputError
+from harness.train.text_scales import TEXT_SCALES
 from results import perplexity as drawn
 from results.records import read_records
 from slurm.jobs.perplexity import PerplexityJob
+from slurm.jobs.text import TextJob
 from slurm.jobs.train import TrainJob
 from suites.perplexity import PerplexitySuite
 
@@ -102,6 +104,14 @@ def test_a_prepared_text_is_named_after_its_bytes_and_settings(source: Path, tmp
     assert prepare(str(other), CONFIG, tmp_path) != one
 
 
+def test_a_prepared_text_is_taken_as_it_is_where_its_settings_fit(text: Text, tmp_path: Path) -> None:
+    job = TextJob(data=str(text.folder), runs=tmp_path, config=CONFIG)
+    assert job.run() == job.folder == text.folder
+    assert not any(tmp_path.iterdir())
+    with pytest.raises(InputError, match="was prepared as .*'vocabulary': 400.*; expected .*'vocabulary': 390"):
+        TextJob(data=str(text.folder), runs=tmp_path, config=replace(CONFIG, vocabulary=390)).run()
+
+
 def test_wrong_sources_are_told_in_one_line(source: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"expected files train\*\.parquet or \.jsonl"):
@@ -150,8 +160,9 @@ def test_all_compressing_systems_see_the_same_windows() -> None:
     from baselines.cepe_stages import CPT as CEPE
     from refrag_v2.stages import CPT as REFRAG
 
-    recipes = [CEPE["text-tiny"], *(REFRAG[f"text-tiny-k{k}"] for k in (8, 16, 32))]
-    assert len({(recipe.data, recipe.stage.steps, recipe.stage.seed) for recipe in recipes}) == 1
+    for scale in TEXT_SCALES.values():
+        recipes = [CEPE[scale.name], *(REFRAG[scale.of_rate(k)] for k in (8, 16, 32))]
+        assert len({(recipe.data, recipe.stage.steps, recipe.stage.seed) for recipe in recipes}) == 1
 
 
 def test_training_on_text_is_named_after_the_text_and_the_world_takes_none(tmp_path: Path) -> None:
@@ -299,8 +310,9 @@ def test_a_run_goes_on_where_its_journal_ends(ran: Path, tmp_path: Path) -> None
 def test_a_decoder_of_other_tokens_is_refused(ran: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     text_folder = next((ran / "runs/text").iterdir())
     job = PerplexityJob(
-        system="standard_rag", checkpoint=str(tiny_checkpoint), text=text_folder, set="book", context=64, runs=tmp_path
-    )
+        system="standard_rag", checkpoint=str(tiny_checkpoint), text=text_folder, set="book", context=64, output=8,
+        outputs=(8,), longest=64, runs=tmp_path,
+    )  # fmt: skip
     with pytest.raises(InputError, match="was trained on world; its tokens are not those"):
         job.run()
     checkpoint = next((ran / "runs/train/standard_rag").iterdir()) / "final"

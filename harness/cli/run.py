@@ -32,7 +32,8 @@ experiments:
          states become a chunk
   perplexity
          log-perplexity of the next tokens of real text given s tokens before them, every system, in the layout of the
-         paper's Tables 1 and 2; trains tiny models on the text of --data (an hour of one core, by estimate)
+         paper's Tables 1 and 2; trains small models on the text of --data (--scale quarter: an
+         hour of one core; mini, of 91 M parameters: six minutes of an H200)
   passkey
          pass keys at every length and depth, and look-ups at every distance, within the trained length and past it
   latency
@@ -64,7 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--from-scratch", action="store_true", help="train everything, accepted checkpoints or not")
     parser.add_argument(
         "--scale",
-        help="of training: long (the accepted checkpoints'), short (tiny's with --from-scratch), half (selection's)",
+        help="of training: long (the accepted checkpoints'), short (tiny's with --from-scratch), half (selection's), "
+        "quarter and mini (perplexity's; mini wants a GPU)",
     )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N questions of every suite")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")

@@ -30,6 +30,7 @@ scales:
   objective-k8, objective-k64                 refrag_v1 and refrag_v2 for `run objective`
   text-tiny                                   decoder, standard_rag, cepe, on a text (--text)
   text-tiny-k8, text-tiny-k16, text-tiny-k32  refrag_v2, on a text
+  text-mini, text-mini-k8, ...                the same with 91 M parameters, for a GPU
   stream-smoke                                refrag_v2's first two stages, on prepared windows (--text)
   ...-short                                   the same in fewer steps"""
 

@@ -1,21 +1,24 @@
 """The paper's Table 1 and 2 in small, on real language: log-perplexity of the next tokens given s tokens of context.
 
     refrag-bench run perplexity --data DIR      DIR: a folder with parquet or jsonl in SlimPajama's schema
-    refrag-bench run perplexity --scale quarter --limit 200 --data DIR      what the accepted records are of
+    refrag-bench run perplexity --scale quarter --limit 200 --data DIR      what the accepted records of 1.1 M are of
+    refrag-bench run perplexity --scale mini --device cuda --data DIR       and those of 91 M parameters
 
-Fills     results/tables/perplexity.*, results/figures/perplexity.*
-Cost      offline, CPU: tokenising 89 M characters once (154 s measured), then, in a quarter of the steps and with 200
-          windows a set, about an hour of one core; four times as long in full, which was not run yet
+Fills     results/tables/perplexity.*, results/figures/perplexity.*; mini: perplexity-mini.*
+Cost      tokenising 89 M characters once (154 s measured; DIR may be what that left); then, offline, on a CPU: a quarter
+          of the steps with 200 windows a set about an hour of one core; four times as long in full, which was not run
+          yet; mini: 140 s of pre-training and 200 s of the rest, side by side, on an H200
 Expect    at s = 256 full context below no context by .05 to .07 nats, REFRAG's chunks worth four fifths of that to
-          its own decoder, and CEPE's a fifth to a third (results/LOG.md)
+          its own decoder, and CEPE's a fifth to a third; mini (results/LOG.md)
 
-All systems go on from one decoder: in full of 6.2 M tokens in windows of 384 (1.1 M parameters, BPE of 2,048). Full
-context, no context, LLaMA_K and REPLUG read with that decoder after 2.1 M more tokens of the same. REFRAG at each k and
-CEPE train on the same 12,800 windows of 256 + 128 tokens (1.6 M predicted tokens, 1.8 to 2.1 M decoder tokens); CEPE's
-decoder stays frozen, as released.
-Rates of REFRAG were chosen from four short trials at k = 8 on windows of the validation split: what comes out is not of
-unseen text in that respect.
-Beyond s + o = 384 nobody was trained: what the second table shows of longer contexts is extrapolation.
+All systems go on from one decoder (numbers: harness/train/text_scales.py). Tiny, in full: 6.2 M tokens in windows of
+384 (1.1 M parameters, BPE of 2,048). Full context, no context, LLaMA_K and REPLUG read with that decoder after 2.1 M more
+tokens of the same. REFRAG at each k and CEPE train on the same 12,800 windows of 256 + 128 tokens (1.6 M predicted
+tokens, 1.8 to 2.1 M decoder tokens); CEPE's decoder stays frozen, as released. Mini: 24.6 M tokens in windows of 1,280
+(91 M parameters, BPE of 8,192), 5.5 M more for full context, 14,080 windows of 1,024 + 256 for the others.
+Rates of tiny REFRAG were chosen from four short trials at k = 8 on windows of the validation split: what comes out is
+not of unseen text in that respect. Mini's were not tried.
+Beyond the trained s + o nobody was trained: what the second table shows of longer contexts is extrapolation.
 """
 
 from __future__ import annotations
