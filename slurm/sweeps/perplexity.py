@@ -12,8 +12,8 @@ Expect    at s = 256 full context below no context by .05 to .07 nats, REFRAG's 
           its own decoder, and CEPE's a fifth to a third; mini (results/LOG.md)
 
 All systems go on from one decoder (numbers: harness/train/text_scales.py). Tiny, in full: 6.2 M tokens in windows of
-384 (1.1 M parameters, BPE of 2,048). Full context, no context, LLaMA_K and REPLUG read with that decoder after 2.1 M more
-tokens of the same. REFRAG at each k and CEPE train on the same 12,800 windows of 256 + 128 tokens (1.6 M predicted
+384 (1.1 M parameters, BPE of 2,048). Full context, no context, LLaMA_K and REPLUG read with that decoder after 2.1 M
+more tokens of the same. REFRAG at each k and CEPE train on the same 12,800 windows of 256 + 128 tokens (1.6 M predicted
 tokens, 1.8 to 2.1 M decoder tokens); CEPE's decoder stays frozen, as released. Mini: 24.6 M tokens in windows of 1,280
 (91 M parameters, BPE of 8,192), 5.5 M more for full context, 14,080 windows of 1,024 + 256 for the others.
 Rates of tiny REFRAG were chosen from four short trials at k = 8 on windows of the validation split: what comes out is
