@@ -8,6 +8,8 @@ VENV   ?= .venv
 EXTRAS ?= cpu,qdrant,embed,lm-eval,dev
 BIN    := $(VENV)/bin
 DEVICE ?= cpu
+# Processes that run the tests; what a file's tests share is made once, so a file stays with one of them.
+WORKERS ?= 2
 comma  := ,
 # What is worth most comes first: a run that is cut off keeps it.
 GPU_SHAPE ?= --shape llama2-7b --device cuda --lengths 16384,4096,1024,32768,512,2048,8192,65536
@@ -30,13 +32,13 @@ help:
 	@echo "make bench   benchmarks: decode loop, lm-eval, training step, a million rows verified and drawn (DEVICE=cuda)"
 	@echo "make gpu     the latency lab on one GPU, at most 9 minutes; no set-up: PYTHON's own torch and transformers"
 	@echo "make clean   remove the environment and everything under runs/"
-	@echo "variables    PYTHON=$(PYTHON)  VENV=$(VENV)  EXTRAS=$(EXTRAS)  (EXTRAS=gpu,... for faiss-gpu)"
+	@echo "variables    PYTHON=$(PYTHON)  VENV=$(VENV)  WORKERS=$(WORKERS)  EXTRAS=$(EXTRAS)  (EXTRAS=gpu,... for faiss-gpu)"
 
 run: $(STAMP)
 	$(BIN)/refrag-bench run tiny
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q tests
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile tests
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -188,7 +188,7 @@ def _parse(path: Path, run_id: str, data: bytes) -> list[dict[str, Any]]:
     for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines()):
         where = f"{path} line {number + 1}"
         try:
-            row: dict[str, Any] = json.loads(line)
+            row: dict[str, Any] = json.loads(line.decode())
         except ValueError as error:
             raise InputError(
                 f"{where} is corrupt (expected one JSON object); move the folder away to run again from the start"

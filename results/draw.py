@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from harness.data.passkey import TRAINED_LENGTH
@@ -26,19 +27,25 @@ from results import (
 )
 from results.comparison import run_names
 from results.cost import build_cost_table, to_csv, to_grid
+from results.painters import Drawing, Painters, drawn
 from results.records import Record, read_records
 
 Files = dict[Path, bytes]
 
 
 def draw(
-    records: Iterable[Path], out: Path, *, experiments: Sequence[str] | None = None, metric: str = "em"
+    records: Iterable[Path],
+    out: Path,
+    *,
+    experiments: Sequence[str] | None = None,
+    metric: str = "em",
+    painters: Painters | None = None,
 ) -> tuple[list[tables.Table], Files]:
     """The accuracy tables of ``experiments`` (None: each that has records), and all files that belong in ``out``.
 
     Experiments that measure log-perplexity have tables of another kind: they are among the files alone. Nothing is
-    written: that is for ``write``, once everything has been drawn. Raises ``InputError`` where no record answers
-    questions or scores windows.
+    written: that is for ``write``, once everything has been drawn; where there are ``painters``, the files of figures
+    are theirs. Raises ``InputError`` where no record answers questions or scores windows.
     """
     folders = list(records)
     found = read_records(folders)
@@ -48,10 +55,10 @@ def draw(
     files: Files = {}
     for name in scored:
         if name in wanted:
-            files |= draw_perplexity(found, folders, out, name)
+            files |= draw_perplexity(found, folders, out, name, painters)
     for name in remembered:
         if name in wanted:
-            files |= memory_files(found, name, out)
+            files |= memory_files(found, name, out, painters)
     if files and not names:
         return [], files
     if not names:
@@ -59,16 +66,15 @@ def draw(
             f"none of the {len(found)} records answers questions, so there is no accuracy table to draw; "
             f"suites with one: {', '.join(tables.suites_of(metric))}"
         )
-    drawn = [
+    built = [
         tables.build_table(found, experiment=name, metric=metric, called=run_names(folders, name)) for name in names
     ]
+    stems = [name if metric == "em" else f"{name}-{metric}" for name in names]
+    files |= drawn({out / "figures" / s: partial(picture_of, t) for s, t in zip(stems, built, strict=True)}, painters)
     folder = out / "tables"
-    for table in drawn:
-        stem = table.experiment if metric == "em" else f"{table.experiment}-{metric}"
+    for stem, table in zip(stems, built, strict=True):
         for kind, form in (("md", formats.to_markdown), ("csv", formats.to_csv), ("tex", formats.to_latex)):
             files[folder / f"{stem}.{kind}"] = form(table, folder).encode()
-        for kind, picture in picture_of(table).items():
-            files[out / "figures" / f"{stem}.{kind}"] = picture
         if by_share := expansion.grids(table, folder):
             texts = {
                 "md": "\n".join(grid.markdown() for grid in by_share),
@@ -80,7 +86,7 @@ def draw(
             grid = to_grid(cost, folder)
             for kind, text in (("md", grid.markdown()), ("tex", grid.latex()), ("csv", to_csv(cost))):
                 files[folder / f"{cost.name}.{kind}"] = text.encode()
-    return drawn, files
+    return built, files
 
 
 def picture_of(table: tables.Table) -> dict[str, bytes]:
@@ -95,7 +101,9 @@ def picture_of(table: tables.Table) -> dict[str, bytes]:
     return figures.draw_figure(table)
 
 
-def draw_perplexity(found: Sequence[Record], folders: Iterable[Path], out: Path, experiment: str) -> Files:
+def draw_perplexity(
+    found: Sequence[Record], folders: Iterable[Path], out: Path, experiment: str, painters: Painters | None = None
+) -> Files:
     """The tables and the figure of an experiment that measures log-perplexity."""
     folder = out / "tables"
     built = perplexity.build(found, folders, experiment=experiment)
@@ -106,8 +114,7 @@ def draw_perplexity(found: Sequence[Record], folders: Iterable[Path], out: Path,
         "csv": perplexity.to_csv(built),
     }
     files = {folder / f"{experiment}.{kind}": text.encode() for kind, text in texts.items()}
-    pictures = perplexity_figure.draw_figure(built)
-    return files | {out / "figures" / f"{experiment}.{kind}": picture for kind, picture in pictures.items()}
+    return files | drawn({out / "figures" / experiment: partial(perplexity_figure.draw_figure, built)}, painters)
 
 
 def experiments(records: Iterable[Path], metric: str = "em") -> list[str]:
@@ -160,24 +167,22 @@ def memory_grids(records: Sequence[Record], experiment: str, folder: Path) -> di
     return grids
 
 
-def memory_files(records: Sequence[Record], experiment: str, out: Path) -> Files:
+def memory_files(records: Sequence[Record], experiment: str, out: Path, painters: Painters | None = None) -> Files:
+    """Those of passkeys and look-ups by name."""
     folder = out / "tables"
     files: Files = {folder / f"{experiment}.csv": memory.to_csv(records, experiment).encode()}
     for stem, grid in memory_grids(records, experiment, folder).items():
         files |= {folder / f"{stem}.md": grid.markdown().encode(), folder / f"{stem}.tex": grid.latex().encode()}
-    pictures: dict[str, dict[str, bytes]] = {}
+    pictures: dict[Path, Drawing] = {}
     for keys in memory.key_counts(records, experiment):
         lines = memory.passkey_lines(records, experiment, keys=keys)
         stem = experiment if keys == 1 else f"{experiment}-{keys}-keys"
-        pictures[stem] = memory_figure.draw_heat_map(lines, TRAINED_LENGTH)
+        pictures[out / "figures" / stem] = partial(memory_figure.draw_heat_map, lines, TRAINED_LENGTH)
     if steps := memory.step_counts(records, experiment):
         panels = {n: memory.long_range_lines(records, experiment, steps=n) for n in steps}
-        pictures[f"{experiment}-long-range"] = memory_figure.draw_distances(panels, TRAINED_DISTANCE)
-    return files | {
-        out / "figures" / f"{stem}.{kind}": picture
-        for stem, kinds in pictures.items()
-        for kind, picture in kinds.items()
-    }
+        stem = f"{experiment}-long-range"
+        pictures[out / "figures" / stem] = partial(memory_figure.draw_distances, panels, TRAINED_DISTANCE)
+    return files | drawn(pictures, painters)
 
 
 def cost_texts(records: Iterable[Path], folder: Path, names: Iterable[str]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,14 @@ class Evidence:
             ),
             None,
         )
+
+    def of(self, *experiments: str) -> Evidence:
+        """The same with the records of these experiments and races alone, light enough for another process."""
+        kept = [
+            [r for r in records if r.suite == RACE or not set(experiments).isdisjoint(r.experiments)]
+            for records in self.records
+        ]
+        return replace(self, records=kept)
 
     @property
     def journal(self) -> tuple[Path, Journal] | None:

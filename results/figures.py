@@ -30,6 +30,7 @@ STYLE: dict[str, Any] = {
     "svg.hashsalt": "refrag-bench",
     "font.size": 9.0,
     "axes.titlesize": 10.0,
+    "axes.titley": 1.0,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,

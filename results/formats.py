@@ -13,6 +13,7 @@ import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -248,6 +249,11 @@ def percent(fraction: float) -> str:
 
 def link(path: Path, folder: Path) -> str:
     """The way from ``folder`` to ``path``."""
+    return _way(path.absolute(), folder.absolute())
+
+
+@lru_cache(1 << 12)  # each form of a table has the same links
+def _way(path: Path, folder: Path) -> str:
     return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
 
 

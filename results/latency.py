@@ -89,8 +89,8 @@ class Journal:
         """That row at that boundary, the others not worked out; None where there is none."""
         for row in self.rows:
             if (row["label"], row["length"], row["batch"]) == (label, length, batch):
-                found = {each.boundary.partition("+select")[0]: each for each in _lines(self, row, read_paper())}
-                return found[boundary]
+                lines = _lines(self, row, read_paper())
+                return next(each for each in lines if each.boundary.partition("+select")[0] == boundary)
         return None
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PASSAGES = 8
-SELECTION, COMPARED = "expansion", "tiny-systems"
+EXPERIMENTS = SELECTION, COMPARED = "expansion", "tiny-systems"
 PUBLISHED, MEASURED, COMPUTED = "published", "measured", "computed"
 WORLD = f"synthetic world, 0.9 M parameters, {PASSAGES} passages"
 # The trainings whose losses are shown, and what they are of.

@@ -56,7 +56,7 @@ def read_records(folders: Iterable[Path]) -> list[Record]:
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"no folder {folder} to read records from; {HOW_TO_MAKE_RECORDS}")
-        found = {path.resolve() for path in folder.rglob("record.json")}
+        found = {path.resolve() if path.is_symlink() else path for path in folder.resolve().rglob("record.json")}
         if not found:
             raise InputError(f"no record.json below {folder}; {HOW_TO_MAKE_RECORDS}")
         paths |= found

@@ -7,6 +7,7 @@ of one's own goes before them. ``draw`` in ``results.draw`` makes the accuracy t
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 from harness.errors import InputError, unknown
@@ -15,6 +16,7 @@ from results.draw import Files
 from results.evidence import read_evidence
 from results.layouts import Layout
 from results.ledger import read_ledger
+from results.painters import Drawing, Painters, drawn
 from results.published import Ledger
 
 RESULTS = {**seed_tables.TABLES, **paper_tables.TABLES}
@@ -22,11 +24,14 @@ NAMES = (*configurations.TABLES, *RESULTS, *paper_figures.FIGURES)
 NO_FACTS = f"no {configurations.FILE} in the folders of records: `refrag-bench run tiny` writes one to OUT/records"
 
 
-def draw(records: Iterable[Path], out: Path, *, only: Sequence[str] | None = None) -> tuple[list[Layout], Files]:
+def draw(
+    records: Iterable[Path], out: Path, *, only: Sequence[str] | None = None, painters: Painters | None = None
+) -> tuple[list[Layout], Files]:
     """The tables and figures named in ``only`` (None: all of ``NAMES``), and what belongs in ``out``.
 
-    Nothing is written. Raises ``InputError`` for an unknown name, for damaged records or journals, and for a table of
-    configurations where nobody wrote them down (``left_out``, if everything was asked for).
+    Nothing is written; where there are ``painters``, the files of figures are theirs. Raises ``InputError`` for an
+    unknown name, for damaged records or journals, and for a table of configurations where nobody wrote them down
+    (``left_out``, if everything was asked for).
     """
     wanted = NAMES if only is None else only
     for name in wanted:
@@ -34,18 +39,24 @@ def draw(records: Iterable[Path], out: Path, *, only: Sequence[str] | None = Non
             raise unknown("table or figure", name, NAMES)
     folders = searched(records, out)
     ledger, evidence = Ledger(read_ledger()), read_evidence(folders)
+    shown = evidence.of(*paper_figures.EXPERIMENTS)
+    pictures: dict[Path, Drawing] = {
+        out / "figures" / name: partial(paper_figures.draw, name, ledger, shown) for name in figures(only)
+    }
+    files: Files = drawn(pictures, painters)
     layouts = _configurations(ledger, folders, wanted, required=only is not None)
     layouts += [build(ledger, evidence) for name, build in RESULTS.items() if name in wanted]
     folder = out / "tables"
-    files: Files = {}
     for layout in layouts:
         grid = layout.grid(folder)
         for kind, text in (("md", grid.markdown()), ("csv", layout.csv(folder)), ("tex", grid.latex())):
             files[folder / f"{layout.name}.{kind}"] = text.encode()
-    for name in (name for name in paper_figures.FIGURES if name in wanted):
-        for kind, picture in paper_figures.draw(name, ledger, evidence).items():
-            files[out / "figures" / f"{name}.{kind}"] = picture
     return layouts, files
+
+
+def figures(only: Sequence[str] | None) -> list[str]:
+    """Those of the names in ``only`` (None: of all) that are figures."""
+    return [name for name in paper_figures.FIGURES if only is None or name in only]
 
 
 def left_out(layouts: Iterable[Layout]) -> str | None:

@@ -134,11 +134,14 @@ def figure(verdict: Verdict) -> str:
     return f"{closest.value:.4g}{interval} ({', '.join([str(ours['metric']), f'n {closest.n}', system, *named])})"
 
 
+Candidate = tuple[Mapping[str, Value], Measured]  # with its conditions made comparable
+
+
 def judge(entries: Iterable[Entry], measured: Iterable[Measured]) -> Iterator[Verdict]:
     """A verdict for every entry, in their order."""
-    by_quantity: dict[tuple[str, str, str], list[Measured]] = {}
+    by_quantity: dict[tuple[str, str, str], list[Candidate]] = {}
     for found in measured:
-        by_quantity.setdefault(found.quantity, []).append(found)
+        by_quantity.setdefault(found.quantity, []).append((_comparable(found.conditions), found))
     items = read_discrepancies()
     for entry in entries:
         item = item_of(entry) if entry.source_class == "seed-claim" else None
@@ -151,7 +154,7 @@ def judge(entries: Iterable[Entry], measured: Iterable[Measured]) -> Iterator[Ve
         )
 
 
-def _judge(entry: Entry, candidates: Sequence[Measured], *, against_paper: str | None, item: str | None) -> Verdict:
+def _judge(entry: Entry, candidates: Sequence[Candidate], *, against_paper: str | None, item: str | None) -> Verdict:
     asked, formula = needs(entry), recomputed(entry)
     verdict = "no measurement"
     closest: Measured | None = None
@@ -200,11 +203,14 @@ def quantity(entry: Entry) -> tuple[str, str, str] | None:
     return (method, name, dataset) if method and name and dataset is not None else None
 
 
-def _closest(entry: Entry, candidates: Sequence[Measured]) -> tuple[Measured, tuple[str, ...]]:
+def _closest(entry: Entry, candidates: Sequence[Candidate]) -> tuple[Measured, tuple[str, ...]]:
     """The figure of which the fewest conditions differ, then the nearest in numbers; and those conditions."""
-    told = [(differing(entry, found.conditions), found) for found in candidates]
-    unlike, found = min(told, key=lambda pair: (len(pair[0]), _distance(entry.conditions, pair[1].conditions)))
-    return found, unlike
+    theirs = _comparable(entry.conditions)
+    unlike = [len(_unlike(theirs, own)) for own, _ in candidates]
+    fewest = min(unlike)
+    alike = [found for number, (_, found) in zip(unlike, candidates, strict=True) if number == fewest]
+    closest = min(alike, key=lambda found: _distance(entry.conditions, found.conditions))
+    return closest, differing(entry, closest.conditions)
 
 
 def differing(entry: Entry, ours: Conditions) -> tuple[str, ...]:
@@ -213,11 +219,17 @@ def differing(entry: Entry, ours: Conditions) -> tuple[str, ...]:
     system = str(entry.conditions.get("system", ""))
     unlike = [f"system: {system} / {ours['system']}"] if system in RELATIVES else []
     own = _comparable(ours)
-    for key in dict.fromkeys([*theirs, *own]):
-        here, there = own.get(key, NOT_STATED), theirs.get(key, NOT_STATED)
-        if here != there or here == NOT_STATED:
-            unlike.append(f"{key}: {there} / {here if key in own else '-'}")
+    unlike += [f"{key}: {theirs.get(key, NOT_STATED)} / {own.get(key, '-')}" for key in _unlike(theirs, own)]
     return tuple(unlike)
+
+
+def _unlike(theirs: Mapping[str, Value], own: Mapping[str, Value]) -> list[str]:
+    """Which of the comparable conditions are not named by both and equal."""
+    return [
+        key
+        for key in dict.fromkeys([*theirs, *own])
+        if (here := own.get(key, NOT_STATED)) != theirs.get(key, NOT_STATED) or here == NOT_STATED
+    ]
 
 
 def _comparable(conditions: Conditions) -> Mapping[str, Value]:

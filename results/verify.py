@@ -20,6 +20,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing import get_context
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ COUNTS = ("n_examples", "n_errors", "n_empty_golds")
 
 Progress = Callable[[int, int, str], None]
 Columns = Mapping[str, Sequence[float]]
+Take = Callable[[Mapping[str, float]], Any]
 
 # Runs whose intervals are drawn together: bounds the memory (80 kB a metric, and the figures of every row).
 _RUNS_AT_ONCE, _ROWS_AT_ONCE = 64, 100_000
@@ -245,15 +247,26 @@ def _row_differences(record: Record, rows: Sequence[Mapping[str, Any]]) -> Itera
     wrong: dict[str, list[tuple[int, float, float]]] = {}
     for number, row in enumerate(rows):
         scores = row.get("scores", {})
-        if not any(map(_dialect, scores)):
+        if (compared := _compared(tuple(scores))) is None:
             continue
         again = _scores(row["prediction"], tuple(row["answers"]))
-        for name, score in scores.items():
-            if (dialect := _dialect(name)) and score != again[dialect]:
-                wrong.setdefault(name, []).append((number, score, again[dialect]))
+        dialects, of_row, of_text = compared
+        if of_row(scores) == of_text(again):  # all at once: nearly every row
+            continue
+        for name, dialect in dialects.items():
+            if scores[name] != again[dialect]:
+                wrong.setdefault(name, []).append((number, scores[name], again[dialect]))
     for name, ((number, written, score), *others) in wrong.items():
         more = f" and {len(others)} more" if others else ""
         yield Difference(record=record.path, what=f"{name} of row {number}{more}", recorded=written, recomputed=score)
+
+
+@lru_cache
+def _compared(names: tuple[str, ...]) -> tuple[dict[str, str], Take, Take] | None:
+    """Those of the scores ``names`` that a text gives, each with its dialect, and what takes all of them out of a row
+    and out of ``_scores``; None where there are none."""
+    dialects = {name: dialect for name in names if (dialect := _dialect(name))}
+    return (dialects, itemgetter(*dialects), itemgetter(*dialects.values())) if dialects else None
 
 
 @lru_cache

@@ -353,6 +353,7 @@ def test_the_path_needs_only_what_a_bare_gpu_machine_has(tmp_path: Path) -> None
         f"import sys; sys.modules.update(dict.fromkeys({missing!r}))\n"
         "from harness.cli.main import main\n"
         "sys.exit(main(['latency', '--shape', 'tiny', '--lengths', '128', '--rounds', '1', '--new-tokens', '2', "
+        "'--indexed', '500', "
         f"'--out', {str(tmp_path)!r}]))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)

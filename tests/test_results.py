@@ -430,12 +430,13 @@ def test_latex_compiles(runs: Path, tmp_path: Path) -> None:
     write_record(runs, "e" * 16, **odd)
     (tmp_path / "table.tex").write_text(to_latex(table_of(runs), tmp_path))
     names = ["table"]
-    _, files = replication.draw([PROJECT / "results" / "records"], tmp_path)
+    texts = [name for name in replication.NAMES if name not in paper_figures.FIGURES]
+    _, files = replication.draw([PROJECT / "results" / "records"], tmp_path, only=texts)
     for path, content in files.items():
         if path.suffix == ".tex":
             (tmp_path / path.name).write_bytes(content)
             names.append(path.stem)
-    assert len(names) == 1 + len(replication.NAMES) - len(paper_figures.FIGURES)
+    assert names[1:] == texts
     (tmp_path / "document.tex").write_text(
         r"\documentclass{article}\usepackage{booktabs,graphicx,hyperref}\begin{document}"
         + r"\clearpage".join(rf"\input{{{name}}}" for name in names)
@@ -508,7 +509,9 @@ def test_tables_of_another_metric_do_not_overwrite_those_of_em(runs: Path, tmp_p
     out = tmp_path / "out"
     tables_cli("--records", runs, "--out", out)
     before = snapshot(out)
-    tables_cli("--records", runs, "--out", out, "--metric", "f1")
+    drawn = [*paper_figures.FIGURES, "tiny"]
+    assert before.keys() >= {f"figures/{name}.{kind}" for name in drawn for kind in ("png", "svg")}
+    tables_cli("--records", runs, "--out", out, "--metric", "f1", "--only", "tiny")
     after = snapshot(out)
     assert {name: after[name] for name in before} == before
     assert "tables/tiny-f1.md" in after
@@ -548,7 +551,7 @@ end
 def test_readme_tables_are_redrawn_in_place(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     readme = tmp_path / "README.md"
     readme.write_text(README)
-    options = ("--records", runs, "--out", tmp_path / "out", "--readme", readme)
+    options = ("--records", runs, "--out", tmp_path / "out", "--readme", readme, "--only", "tiny")
     tables_cli(*options)
     text = readme.read_text()
     table = to_markdown(table_of(runs), tmp_path)
@@ -582,7 +585,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    tables_cli("--records", runs, "--out", out)
+    tables_cli("--records", runs, "--out", out, "--only", "tiny")
     before = snapshot(out)
 
     def full(descriptor: int) -> None:
@@ -591,24 +594,25 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(
     monkeypatch.setattr(os, "fsync", full)
     write_record(runs, "e" * 16, **{"spec.passages": 4})
     with pytest.raises(OSError, match="No space left"):
-        tables_cli("--records", runs, "--out", out)
+        tables_cli("--records", runs, "--out", out, "--only", "tiny")
     assert snapshot(out) == before
 
 
 def test_an_output_folder_that_cannot_be_made_is_an_os_error(runs: Path, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file")
     with pytest.raises(OSError, match="out"):
-        tables_cli("--records", runs, "--out", tmp_path / "out")
+        tables_cli("--records", runs, "--out", tmp_path / "out", "--only", "tiny")
     assert (tmp_path / "out").read_text() == "a file"
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "tables").write_text("a file")
     with pytest.raises(InputError, match="tables is a file; expected a folder"):
-        tables_cli("--records", runs, "--out", tmp_path / "results")
+        tables_cli("--records", runs, "--out", tmp_path / "results", "--only", "tiny")
 
 
 def test_a_readme_that_is_not_there_is_named(runs: Path, tmp_path: Path) -> None:
+    options = ("--records", runs, "--out", tmp_path / "out", "--only", "tiny")
     with pytest.raises(InputError, match=r"no file \S+README.md"):
-        tables_cli("--records", runs, "--out", tmp_path / "out", "--readme", tmp_path / "README.md")
+        tables_cli(*options, "--readme", tmp_path / "README.md")
 
 
 WITHOUT_TORCH = """

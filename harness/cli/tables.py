@@ -84,17 +84,22 @@ def run(args: argparse.Namespace) -> int:
     drawing, formats = load("results.draw:draw"), importlib.import_module("results.formats")
     experiments, others = _chosen(args.only, args.records, args.metric)
     tables, layouts, files, by_popularity = [], [], {}, {}
-    if experiments != []:
-        tables, files = drawing(args.records, args.out, experiments=experiments, metric=args.metric)
-    if args.popularity:
-        names = [table.experiment for table in tables]
-        by_popularity = load("results.draw:popularity_files")(
-            args.records, args.out, args.popularity, experiments=names, metric=args.metric
-        )
-        files |= by_popularity
-    if others != []:
-        layouts, more = load("results.replication:draw")(args.records, args.out, only=others)
-        files |= more
+    figures = len(experiments or ()) + (len(load("results.replication:figures")(others)) if others != [] else 0)
+    with load("results.painters:painters")(figures) as painters:
+        if experiments != []:
+            tables, files = drawing(
+                args.records, args.out, experiments=experiments, metric=args.metric, painters=painters
+            )
+        if others != []:
+            layouts, more = load("results.replication:draw")(args.records, args.out, only=others, painters=painters)
+            files |= more
+        if args.popularity:
+            names = [table.experiment for table in tables]
+            by_popularity = load("results.draw:popularity_files")(
+                args.records, args.out, args.popularity, experiments=names, metric=args.metric
+            )
+            files |= by_popularity
+        files |= painters.files() if painters else {}
     if args.readme:
         folder = args.readme.parent
         texts = load("results.draw:cost_texts")(args.records, folder, [table.experiment for table in tables])
