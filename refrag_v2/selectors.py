@@ -124,7 +124,8 @@ def by_policy(model: Refrag, given: Candidates) -> Scores:
     lengths = [len(row) for row in given.chunks]
     if not any(lengths):
         return [[] for _ in lengths]
-    asked = [model.decoder.model.embed_tokens(torch.tensor(list(ids), device=device)) for ids in given.question_ids]
+    embed = model.decoder.model.embed_tokens
+    asked = [embed(torch.tensor(list(ids), dtype=torch.long, device=device)) for ids in given.question_ids]
     logits = model.policy(
         pad_sequence(asked, batch_first=True),
         _mask([len(ids) for ids in given.question_ids], device),

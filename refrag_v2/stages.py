@@ -33,9 +33,7 @@ from refrag_v2.model import RefragConfig
 from refrag_v2.paper_stages import PAPER
 from refrag_v2.recipe import ENCODING, PolicyRecipe, RefragRecipe
 from refrag_v2.stage_parts import CROWDED, LONGEST, SCHEDULE, cpt_rates, stage_of
-from refrag_v2.study_stages import STUDIES
-
-_POLICY_LR = 1e-3
+from refrag_v2.study_stages import POLICY_LR, STUDIES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +84,7 @@ def tiny(k: int, budget: Budget) -> dict[str, RefragRecipe | PolicyRecipe]:
         return Stage(
             name=name,
             steps=steps,
-            optimizer=AdamW(lr=_POLICY_LR),
+            optimizer=AdamW(lr=POLICY_LR),
             schedule=SCHEDULE,
             trained=("refrag.policy.",),
         )

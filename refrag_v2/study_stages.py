@@ -16,15 +16,19 @@ from harness.data.text_practice import Repeating
 from harness.data.world.practice import Copying, Growing, Pairs, Quizzing, Reading
 from harness.train.stage import AdamW, Stage
 from harness.train.text_scales import TEXT_SCALES, TextScale
+from refrag_v2.grpo import GrpoConfig, WarmUpConfig
 from refrag_v2.model import RefragConfig
-from refrag_v2.recipe import ENCODING, RefragRecipe
+from refrag_v2.recipe import ENCODING, PolicyRecipe, RefragRecipe
 from refrag_v2.stage_parts import LONGEST, SCHEDULE, cpt_rates, stage_of
 
 Recipes = Mapping[str, RefragRecipe]
+Stages = Mapping[str, RefragRecipe | PolicyRecipe]
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 EARNEST_LR = 6e-4  # reconstruction that is to teach something; at k = 8 it does CPT no harm (results/LOG.md)
 ABLATED_K = 8
 SMOKE = "-smoke"
+FLAT = "-flat"  # reads whole contexts back from the first step on
+POLICY_LR = 1e-3
 # An encoder that knows nothing of the decoder: its own embeddings, random weights.
 UNALIGNED: Mapping[str, Any] = {"encoder": "random:roberta-tiny"}
 # How an encoder's states become chunks, and what it reads at once, other than the default (concat, chunk).
@@ -97,34 +101,66 @@ def ablation(
     }
 
 
-def text(k: int, scale: TextScale) -> dict[str, Recipes]:
-    """On real text (slurm/sweeps/perplexity.py): x_1:kL read back, then the tokens that follow s of context.
+def text(k: int, scale: TextScale) -> dict[str, Stages]:
+    """On real text (slurm/sweeps/perplexity.py, text_ablation.py): x_1:kL read back, then the tokens that follow s of
+    context, first from chunks alone, then with a tenth of them expanded, at last the choice of which.
 
-    All rates k and CEPE see the same windows in the second stage.
+    All rates k and CEPE see the same windows in the second stage. A second scale reads back whole contexts from the
+    first step on: no curriculum.
     """
     name, size, steps = scale.of_rate(k), scale.size, scale.steps
-    rates = size.rates
-    recipe = partial(RefragRecipe, model=RefragConfig(k=k, encoder=size.encoder), template="bare", stored_as="float32")
+    rates, model = size.rates, RefragConfig(k=k, encoder=size.encoder)
+    recipe = partial(RefragRecipe, model=model, template="bare", stored_as="float32")
 
     def stage(name: str, steps: int, lr: float, boost: float, trained: tuple[str, ...] = ("",)) -> Stage:
         return scale.stage(name, steps, (lr, 0.7 * lr), trained=trained, boosted=ENCODING, boost=boost)
 
-    growing = Growing(k=k, steps=steps.reconstruction, max_chunks=size.read_back // k, tokens=size.tokens)
-    stages = {
-        "reconstruction": recipe(
+    def reading_back(curriculum: str) -> RefragRecipe:
+        growing = Growing(
+            k=k, steps=steps.reconstruction, max_chunks=size.read_back // k, tokens=size.tokens, curriculum=curriculum
+        )
+        return recipe(
             after=("decoder", "pretrain", scale.name),
             requires=(),
             stage=stage("reconstruction", steps.reconstruction, rates.encoding, 1, trained=ENCODING),
             data=Repeating(growing=growing),
-        ),
+        )
+
+    def choosing(name: str, steps: int) -> Stage:
+        trained = ("refrag.policy.",)
+        return Stage(name=name, steps=steps, optimizer=AdamW(lr=POLICY_LR), schedule=SCHEDULE, trained=trained)
+
+    before = "refrag_v2/reconstruction", "refrag_v2/cpt", "refrag_v2/mixed"
+    policy = partial(PolicyRecipe, model=model, data=size.choosing, template="bare", stored_as="float32")
+    stages: Stages = {
+        "reconstruction": reading_back("paper"),
         "cpt": recipe(
             after=("refrag_v2", "reconstruction", name),
-            requires=("refrag_v2/reconstruction",),
+            requires=before[:1],
             stage=stage("cpt", steps.cpt, rates.decoder, rates.encoding / rates.decoder),
             data=size.paragraph,
         ),
+        "mixed": recipe(
+            after=("refrag_v2", "cpt", name),
+            requires=before[:2],
+            stage=stage("mixed", steps.mixed, rates.decoder, rates.encoding / rates.decoder),
+            data=size.paragraph,
+            expand=(0.1,),
+        ),
+        "policy_start": policy(
+            after=("refrag_v2", "mixed", name),
+            requires=before,
+            stage=choosing("policy_start", steps.policy_start),
+            objective=WarmUpConfig(),
+        ),
+        "policy": policy(
+            after=("refrag_v2", "policy_start", name),
+            requires=(*before, "refrag_v2/policy_start"),
+            stage=choosing("policy", steps.policy),
+            objective=GrpoConfig(),
+        ),
     }
-    return {name: stages}
+    return {name: stages, f"{name}{FLAT}": {"reconstruction": reading_back("none")}}
 
 
 def in_parts() -> dict[str, Recipes]:
@@ -182,7 +218,7 @@ def stream() -> dict[str, Recipes]:
     return {scale: stages}
 
 
-_ALL = [
+_ALL: list[Mapping[str, Stages]] = [
     *(objective(k) for k in (8, 64)),
     *(ablation(k) for k in (2, 4, 8, 16, 32, 64)),
     *(ablation(curriculum=name) for name in ("none", "linear", "3-stage", "6-stage")),
@@ -192,4 +228,4 @@ _ALL = [
     in_parts(),
     stream(),
 ]
-STUDIES: Mapping[str, Recipes] = {scale: recipes for each in _ALL for scale, recipes in each.items()}
+STUDIES: Mapping[str, Stages] = {scale: recipes for each in _ALL for scale, recipes in each.items()}

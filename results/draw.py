@@ -24,6 +24,7 @@ from results import (
     perplexity_figure,
     popularity,
     tables,
+    text_ablation,
 )
 from results.comparison import run_names
 from results.cost import build_cost_table, to_csv, to_grid
@@ -49,13 +50,17 @@ def draw(
     """
     folders = list(records)
     found = read_records(folders)
-    answered, scored, remembered = _experiments(found, metric)
-    wanted = [*answered, *scored, *remembered] if experiments is None else experiments
-    names = [name for name in wanted if name in answered or name not in (*scored, *remembered)]
+    answered, *others = _experiments(found, metric)
+    scored, ablated, remembered = others
+    wanted = [name for kind in (answered, *others) for name in kind] if experiments is None else experiments
+    names = [name for name in wanted if name in answered or not any(name in kind for kind in others)]
     files: Files = {}
     for name in scored:
         if name in wanted:
             files |= draw_perplexity(found, folders, out, name, painters)
+    for name in ablated:
+        if name in wanted:
+            files |= draw_text_ablation(found, folders, out, name)
     for name in remembered:
         if name in wanted:
             files |= memory_files(found, name, out, painters)
@@ -117,15 +122,28 @@ def draw_perplexity(
     return files | drawn({out / "figures" / experiment: partial(perplexity_figure.draw_figure, built)}, painters)
 
 
+def draw_text_ablation(found: Sequence[Record], folders: Iterable[Path], out: Path, experiment: str) -> Files:
+    """The tables of an ablation on text."""
+    folder = out / "tables"
+    grids = text_ablation.to_grids(text_ablation.build(found, folders, experiment=experiment), folder)
+    texts = {"md": "\n".join(g.markdown() for g in grids), "tex": "\n".join(g.latex() for g in grids)}
+    return {folder / f"{experiment}.{kind}": text.encode() for kind, text in texts.items()}
+
+
 def experiments(records: Iterable[Path], metric: str = "em") -> list[str]:
     """The experiments that ``records`` belong to and that have tables."""
     found = read_records(records)
     return list(dict.fromkeys(name for kind in _experiments(found, metric) for name in kind))
 
 
-def _experiments(found: Sequence[Record], metric: str) -> tuple[list[str], list[str], list[str]]:
-    """Those that answer questions, that score windows, and that remember."""
-    return tables.experiments(found, metric), perplexity.experiments(found), memory.experiments(found)
+def _experiments(found: Sequence[Record], metric: str) -> tuple[list[str], list[str], list[str], list[str]]:
+    """Those that answer questions, that score windows, that ablate a training on text, and that remember."""
+    return (
+        tables.experiments(found, metric),
+        perplexity.experiments(found),
+        text_ablation.experiments(found),
+        memory.experiments(found),
+    )
 
 
 def popularity_files(

@@ -39,6 +39,7 @@ SYSTEMS = {
 }
 # The experiments on real text and the parameters of their decoder.
 DECODERS = {"perplexity": "1.1 M", "perplexity-mini": "91 M"}
+ABLATIONS = "text_"  # how experiments with lines of their own (results.text_ablation) are called
 UNMEASURED = {"LLaMA-32K": "a decoder trained on windows as long as the longest context"}
 
 
@@ -83,8 +84,9 @@ class Perplexities:
 
 
 def experiments(records: Iterable[Record]) -> list[str]:
-    """Those with a record of this suite."""
-    return sorted({name for record in records if record.suite == SUITE for name in record.experiments})
+    """Those with a record of this suite, in the layout of the paper's Tables 1 and 2: no ablation."""
+    found = {name for record in records if record.suite == SUITE for name in record.experiments}
+    return sorted(name for name in found if not name.startswith(ABLATIONS))
 
 
 def build(records: Sequence[Record], folders: Iterable[Path], *, experiment: str) -> Perplexities:
@@ -153,7 +155,7 @@ def to_csv(found: Perplexities) -> str:
 def _by_output(found: Perplexities, context: int, folder: Path) -> Grid:
     columns = [(name, n) for name in found.sets for n in found.outputs]
     lines = [
-        [row, *(_cell(found.by(row, name, context), n, folder) for name, n in columns), _positions(found, row, context)]
+        [row, *(cell(found.by(row, name, context), n, folder) for name, n in columns), _positions(found, row, context)]
         for row in found.rows
     ]
     lines += [[row, *([NOT_RUN] * (len(columns) + 1))] for row in UNMEASURED]
@@ -169,7 +171,7 @@ def _by_context(found: Perplexities, folder: Path) -> Grid:
     longest = found.outputs[-1]
     columns = [(name, context) for context in found.contexts for name in found.sets]
     trained = found.contexts[0]
-    lines = [[row, *(_cell(found.by(row, name, s), longest, folder) for name, s in columns)] for row in found.rows]
+    lines = [[row, *(cell(found.by(row, name, s), longest, folder) for name, s in columns)] for row in found.rows]
     lines += [[row, *([NOT_RUN] * len(columns))] for row in UNMEASURED]
     return Grid(
         title=f"Small, real-language version of the paper's Table 2: log-perplexity at o = {longest}, measured here",
@@ -264,7 +266,8 @@ def _notes(found: Perplexities) -> list[str]:
     ]
 
 
-def _cell(record: Record | None, n: int, folder: Path) -> str:
+def cell(record: Record | None, n: int, folder: Path) -> str:
+    """Log-perplexity over the first ``n`` tokens with its interval, linked to its record."""
     score = _score(record, n) if record else None
     if record is None or score is None:
         return NOT_RUN

@@ -32,6 +32,7 @@ from results import (
     perplexity,
     perplexity_figure,
     replication,
+    text_ablation,
 )
 from results.comparison import run_names
 from results.cost import build_cost_table
@@ -112,7 +113,11 @@ def gather(folders: Sequence[Path], home: Path) -> Report:
     sections = [*_experiments(own, accepted, panels, everywhere)]
     if not sections:
         raise InputError(f"none of the {len(own)} records answers questions; suites that do: {', '.join(QA_SUITES)}")
-    sections += [*_windows(own, accepted, panels, everywhere), *_memory(own, accepted, panels)]
+    sections += [
+        *_windows(own, accepted, panels, everywhere),
+        *_text_ablations(own, accepted, panels, everywhere),
+        *_memory(own, accepted, panels),
+    ]
     if differences := [*_differences(everywhere, panels)]:
         sections.append(Section(name="differences", title="Paired differences", tables=differences, figures=[]))
     sections += _latency(everywhere, panels)
@@ -184,6 +189,20 @@ def _windows(
             title=f"Experiment {name}",
             tables=[of_grid(f"{name}-{place}", grid, panels) for place, grid in enumerate(grids, start=1)],
             figures=[_figure(name, perplexity_figure.draw_figure(built)["svg"])],
+        )
+
+
+def _text_ablations(
+    own: Sequence[Record], accepted: Sequence[Record], panels: Panels, folders: Sequence[Path]
+) -> Iterator[Section]:
+    """What changes of the training do on real text."""
+    for name, records in _first(own, accepted, text_ablation.experiments):
+        grids = text_ablation.to_grids(text_ablation.build(records, folders, experiment=name), panels.folder)
+        yield Section(
+            name=f"experiment-{name}",
+            title=f"Experiment {name}",
+            tables=[of_grid(f"{name}-{place}", grid, panels) for place, grid in enumerate(grids, start=1)],
+            figures=[],
         )
 
 

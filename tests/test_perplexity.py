@@ -26,6 +26,7 @@ from slurm.jobs.perplexity import PerplexityJob
 from slurm.jobs.text import TextJob
 from slurm.jobs.train import TrainJob
 from suites.perplexity import PerplexitySuite
+from suites.reconstruction import ReconstructionSuite
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -318,3 +319,61 @@ def test_a_decoder_of_other_tokens_is_refused(ran: Path, tiny_checkpoint: Path, 
     checkpoint = next((ran / "runs/train/standard_rag").iterdir()) / "final"
     with pytest.raises(InputError, match="gives no likelihood"):
         replace(job, system="kv_reuse_plain", checkpoint=str(checkpoint)).run()
+
+
+# --- ablations on text
+
+
+@pytest.fixture(scope="module")
+def ablated(ran: Path, source: Path) -> Path:
+    """The ablations in the same budget, going on from the same trainings."""
+    command = ["run", "text_ablation", "--scale", "short", "--limit", "3", "--data", str(source)]
+    assert main([*command, "--runs", str(ran / "runs"), "--out", str(ran / "ablated")]) == 0
+    return ran / "ablated"
+
+
+def test_ablations_compare_trainings_that_differ_in_one_thing(ran: Path, ablated: Path) -> None:
+    lineages = {
+        path.parent.parent.name.rpartition("-")[0]: json.loads(path.read_text())
+        for path in (ran / "runs/train/refrag_v2").glob("*/final/training.json")
+    }
+    stages = ("reconstruction", "cpt", "mixed", "policy_start", "policy")
+    chain = lineages["policy-text-tiny-k16-short"]["lineage"]
+    assert chain == ["decoder/pretrain", *(f"refrag_v2/{stage}" for stage in stages)]
+    alone = [
+        training
+        for path in (ran / "runs/train/refrag_v2").glob("cpt-text-tiny-k8-short-*/final/training.json")
+        if (training := json.loads(path.read_text()))["skipped"]
+    ]
+    assert [training["lineage"] for training in alone] == [["decoder/pretrain", "refrag_v2/cpt"]]
+    flat, staged = (lineages[f"reconstruction-text-tiny-k8-short{way}"] for way in ("-flat", ""))
+    assert flat["recipe"]["data"]["growing"] != staged["recipe"]["data"]["growing"]
+    assert flat["recipe"]["stage"] == staged["recipe"]["stage"]
+
+
+def test_tables_of_ablations_name_their_lines(ran: Path, ablated: Path) -> None:
+    order = (ablated / "tables/text_order.md").read_text()
+    assert "| reconstruction, then CPT - CPT alone | Arxiv |" in order.replace("  ", " ").replace("  ", " ")
+    read_back = (ablated / "tables/text_curriculum.md").read_text()
+    assert "the context's own tokens again" in read_back
+    policy = (ablated / "tables/text_policy.md").read_text()
+    assert policy.count("REFRAG_16, 1/16 by the policy -") == 2 * 3
+    for name in ("text_order", "text_curriculum", "text_policy"):
+        assert (ablated / f"tables/{name}.tex").exists()
+    positions = {
+        (r.spec["system"]["config"]["k"], r.spec["system"]["config"]["expand"]): r.metrics["decoder_positions"].mean
+        for r in read_records([ran / "runs"])
+        if "text_policy" in r.experiments
+    }
+    assert positions == {(8, 0.0): 33, (16, 0.0625): 1 + 15 + 16, (16, 0.0): 17}
+
+
+def test_what_is_read_back_is_the_context(text: Text) -> None:
+    settings: dict[str, Any] = dict(text=text, set="book", context=128, output=16, outputs=(4, 16), longest=256)
+    following, again = PerplexitySuite(**settings), ReconstructionSuite(**settings)
+    assert again.spec == replace(following.spec, name="reconstruction")
+    for one, other in zip(following.windows, again.windows, strict=True):
+        assert (one.id, one.context) == (other.id, other.context)
+        assert other.continuation == one.context[:16] != one.continuation
+    with pytest.raises(InputError, match="a context of 0 tokens cannot give back 16"):
+        ReconstructionSuite(**settings | {"context": 0})

@@ -87,6 +87,7 @@ EXPERIMENTS: Mapping[str, str] = {
     "k_ablation": "slurm.sweeps.k_ablation:k_ablation",
     "pooling": "slurm.sweeps.pooling:pooling",
     "perplexity": "slurm.sweeps.perplexity:perplexity",
+    "text_ablation": "slurm.sweeps.text_ablation:text_ablation",
     "latency": "slurm.sweeps.latency:latency",
     "passkey": "slurm.sweeps.passkey:passkey",
     "real": "slurm.sweeps.real:real",

@@ -32,8 +32,11 @@ experiments:
          states become a chunk
   perplexity
          log-perplexity of the next tokens of real text given s tokens before them, every system, in the layout of the
-         paper's Tables 1 and 2; trains small models on the text of --data (--scale quarter: an
-         hour of one core; mini, of 91 M parameters: six minutes of an H200)
+         paper's Tables 1 and 2; trains small models on the text of --data (--scale quarter: an hour of one core; mini,
+         of 91 M parameters: six minutes of an H200)
+  text_ablation
+         on the text of --data too, the paper's Tables 11 to 13 in small: the order of the stages, the curriculum of
+         reconstruction, a policy at k = 16 against k = 8
   passkey
          pass keys at every length and depth, and look-ups at every distance, within the trained length and past it
   latency

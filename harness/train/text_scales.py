@@ -22,13 +22,17 @@ SCHEDULE = Schedule(warmup=0.04, decay="cosine", floor=0.05)
 
 @dataclass(frozen=True, kw_only=True)
 class Steps:
-    """Optimizer steps of the decoder, of full context after it, of CEPE's first stage, REFRAG's first, and the last."""
+    """Optimizer steps: of the decoder; of full context after it; of CEPE's first stage and REFRAG's; of CPT, with which
+    both go on; and of what REFRAG alone does then."""
 
     pretrain: int
     finetune: int
     warmup: int
     reconstruction: int
     cpt: int
+    mixed: int
+    policy_start: int
+    policy: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +61,13 @@ class Scoring:
 @dataclass(frozen=True, kw_only=True)
 class Size:
     """The models and the windows. ``read_back`` is REFRAG's longest context in reconstruction, ``tokens`` those of a
-    step of it. The encoders are layers of the decoder (``decoder:N``)."""
+    step of it. The policy is trained on ``choosing``. The encoders are layers of the decoder (``decoder:N``)."""
 
     shape: str
     vocabulary: int
     plain: NextToken
     paragraph: NextParagraph
+    choosing: NextParagraph
     read_back: int
     tokens: int
     encoder: str
@@ -120,6 +125,7 @@ TINY = Size(
     vocabulary=2048,
     plain=NextToken(),
     paragraph=NextParagraph(),
+    choosing=NextParagraph(),
     read_back=128,
     tokens=2048,
     encoder="decoder:1",
@@ -134,6 +140,7 @@ MINI = Size(
     vocabulary=8192,
     plain=NextToken(length=1280, rows=24),
     paragraph=NextParagraph(context=1024, output=256, rows=64),
+    choosing=NextParagraph(context=1024, output=256, rows=16),
     read_back=512,
     tokens=16384,
     encoder="decoder:2",
@@ -143,15 +150,36 @@ MINI = Size(
     precision="bfloat16",
     checkpoint_every=300,
 )
-REHEARSAL = Steps(pretrain=2, finetune=2, warmup=2, reconstruction=2, cpt=2)
-
 TEXT_SCALES: Mapping[str, TextScale] = {
     "long": TextScale(
-        size=TINY, steps=Steps(pretrain=2000, finetune=670, warmup=100, reconstruction=300, cpt=800)
+        size=TINY,
+        steps=Steps(
+            pretrain=2000,
+            finetune=670,
+            warmup=100,
+            reconstruction=300,
+            cpt=800,
+            mixed=200,
+            policy_start=100,
+            policy=200,
+        ),
     ),
     "quarter": TextScale(
-        size=TINY, suffix="-quarter", steps=Steps(pretrain=500, finetune=168, warmup=25, reconstruction=75, cpt=200)
+        size=TINY,
+        suffix="-quarter",
+        steps=Steps(
+            pretrain=500, finetune=168, warmup=25, reconstruction=75, cpt=200, mixed=50, policy_start=25, policy=50
+        ),
     ),
-    "short": TextScale(size=TINY, suffix="-short", steps=REHEARSAL),
-    "mini": TextScale(size=MINI, steps=Steps(pretrain=800, finetune=180, warmup=30, reconstruction=60, cpt=220)),
-}  # fmt: skip
+    "short": TextScale(
+        size=TINY,
+        suffix="-short",
+        steps=Steps(pretrain=2, finetune=2, warmup=2, reconstruction=2, cpt=2, mixed=2, policy_start=2, policy=2),
+    ),
+    "mini": TextScale(
+        size=MINI,
+        steps=Steps(
+            pretrain=800, finetune=180, warmup=30, reconstruction=60, cpt=220, mixed=60, policy_start=30, policy=60
+        ),
+    ),
+}

@@ -26,7 +26,8 @@ class DifferencesJob:
 
     The two may differ in how much context they have: what they predict is the same. Windows are resampled; beside it
     stands in how many documents the first is lower, since windows of one document are not independent of it. p-values
-    are Holm's over all contrasts. Leaves ``differences.json`` below ``runs`` and below ``out``.
+    are Holm's over all contrasts. ``names`` says what tables call runs that their settings do not tell apart. Leaves
+    ``differences.json`` below ``runs`` and below ``out``.
 
     Raises ``InputError`` where the runs do not predict the same tokens, or are not finished.
     """
@@ -35,18 +36,23 @@ class DifferencesJob:
     contrasts: Sequence[tuple[PerplexityJob, PerplexityJob]]
     runs: Path
     out: Path
+    names: Sequence[tuple[PerplexityJob, str]] = ()
 
     @property
     def title(self) -> str:
         return f"{len(self.contrasts)} paired differences"
 
     def run(self, progress: Progress | None = None) -> dict[str, Any]:
-        jobs = list({id(job): job for contrast in self.contrasts for job in contrast}.values())
+        compared = [job for contrast in self.contrasts for job in contrast]
+        jobs = list({id(job): job for job in (*compared, *(job for job, _ in self.names))}.values())
         read = {id(job): _read(job) for job in jobs}
         tests = [_test(read[id(a)], read[id(b)]) for a, b in self.contrasts]
         for test, p_value in zip(tests, holm([test["p_value"] for test in tests]), strict=True):
             test["p_holm"] = p_value
+        names = {read[id(job)][0].run_id: name for job, name in self.names}
         document = {"name": self.name, "tests": tests, "provenance": provenance.collect("cpu")}
+        if names:
+            document["names"] = names
         for folder in (self.runs, self.out / "records"):
             path = folder / "comparisons" / self.name / FILE
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -40,7 +40,10 @@ class Scored:
 
 @dataclass(frozen=True, kw_only=True)
 class PerplexityJob:
-    """A system with a checkpoint on a set of a prepared ``text``, by the protocol of ``suites.perplexity``."""
+    """A system with a checkpoint on a set of a prepared ``text``, by the protocol of ``suites.perplexity``.
+
+    With ``again`` it is that of ``suites.reconstruction``: the context itself is to be foretold.
+    """
 
     system: str
     checkpoint: str
@@ -57,11 +60,13 @@ class PerplexityJob:
     dtype: str = "float32"
     options: Mapping[str, Any] = field(default_factory=dict)
     experiment: str = "adhoc"
+    again: bool = False
 
     @property
     def title(self) -> str:
         settings = ", ".join(f"{name}={value}" for name, value in self.options.items())
-        return f"{self.system}{f' ({settings})' if settings else ''}, {self.context} tokens of {self.set}"
+        again = " read back" if self.again else ""
+        return f"{self.system}{f' ({settings})' if settings else ''}, {self.context} tokens of {self.set}{again}"
 
     def run(self, progress: Progress | None = None) -> RunRecord:
         """Score from where the journal ends; returns the record, old or new."""
@@ -85,10 +90,11 @@ class PerplexityJob:
         Raises ``InputError`` for a system that has no likelihood, and for one whose tokens are not the text's.
         """
         from suites.perplexity import PerplexitySuite
+        from suites.reconstruction import ReconstructionSuite
 
         experiment_name(self.experiment)
         find("system", SYSTEMS, self.system)
-        suite = PerplexitySuite(
+        suite = (ReconstructionSuite if self.again else PerplexitySuite)(
             text=open_text(self.text),
             set=self.set,
             context=self.context,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from results import expansion, latency_report, replication, report
-from results.draw import draw, draw_perplexity, memory_grids, write
+from results.draw import draw, draw_perplexity, draw_text_ablation, memory_grids, write
 from results.formats import to_markdown
 from results.latency import read
 from results.layouts import Layout
@@ -78,6 +78,27 @@ class PerplexityTablesJob:
 
     def run(self, progress: Progress | None = None) -> str:
         files = draw_perplexity(read_records([self.runs]), [self.runs], self.out, self.experiment)
+        write(files)
+        return files[self.out / "tables" / f"{self.experiment}.md"].decode()
+
+    def said(self, result: str) -> str:
+        return f"\n\n{result}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextAblationTablesJob:
+    """Draw the tables of an ablation on text from the records below ``runs``."""
+
+    experiment: str
+    runs: Path
+    out: Path
+
+    @property
+    def title(self) -> str:
+        return f"draw {self.experiment}"
+
+    def run(self, progress: Progress | None = None) -> str:
+        files = draw_text_ablation(read_records([self.runs]), [self.runs], self.out, self.experiment)
         write(files)
         return files[self.out / "tables" / f"{self.experiment}.md"].decode()
 
