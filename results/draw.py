@@ -71,13 +71,14 @@ def draw(
             f"none of the {len(found)} records answers questions, so there is no accuracy table to draw; "
             f"suites with one: {', '.join(tables.suites_of(metric))}"
         )
-    built = [
-        tables.build_table(found, experiment=name, metric=metric, called=run_names(folders, name)) for name in names
-    ]
-    stems = [name if metric == "em" else f"{name}-{metric}" for name in names]
-    files |= drawn({out / "figures" / s: partial(picture_of, t) for s, t in zip(stems, built, strict=True)}, painters)
+    built = {}
+    for name in names:
+        table = tables.build_table(found, experiment=name, metric=metric, called=run_names(folders, name))
+        stem = name if metric == "em" else f"{name}-{metric}"
+        files |= drawn({out / "figures" / stem: partial(picture_of, table)}, painters)
+        built[stem] = table
     folder = out / "tables"
-    for stem, table in zip(stems, built, strict=True):
+    for stem, table in built.items():
         for kind, form in (("md", formats.to_markdown), ("csv", formats.to_csv), ("tex", formats.to_latex)):
             files[folder / f"{stem}.{kind}"] = form(table, folder).encode()
         if by_share := expansion.grids(table, folder):
@@ -91,7 +92,7 @@ def draw(
             grid = to_grid(cost, folder)
             for kind, text in (("md", grid.markdown()), ("tex", grid.latex()), ("csv", to_csv(cost))):
                 files[folder / f"{cost.name}.{kind}"] = text.encode()
-    return built, files
+    return [*built.values()], files
 
 
 def picture_of(table: tables.Table) -> dict[str, bytes]:

@@ -5,7 +5,6 @@ A figure takes matplotlib about a second, which is most of what drawing everythi
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -17,7 +16,6 @@ Drawing = Callable[[], Mapping[str, bytes]]  # gives a figure as {"png": ..., "s
 
 WORTH_PROCESSES = 4  # figures: fewer are drawn before a process has imported what it draws with
 AT_MOST = 8  # processes
-_DRAWN_WITH = ("figure", "style", "backends.backend_agg", "backends.backend_svg")
 
 
 class Painters:
@@ -38,7 +36,7 @@ class Painters:
 
 @contextmanager
 def painters(figures: int) -> Iterator[Painters | None]:
-    """Processes for ``figures`` figures or more; None where they would not pay.
+    """Processes for ``figures`` figures or more, started with the first; None where they would not pay.
 
     Have everything begun that is to be drawn, and take the files, before the context ends.
     """
@@ -49,8 +47,6 @@ def painters(figures: int) -> Iterator[Painters | None]:
     # Spawned: who calls this may have threads, which a fork would leave behind holding their locks.
     pool = ProcessPoolExecutor(number, get_context("spawn"))
     try:
-        for _ in range(number):  # so that they import while records are read
-            pool.submit(_get_ready)
         yield Painters(pool)
     finally:
         pool.shutdown(cancel_futures=True)
@@ -70,8 +66,3 @@ def _files(drawn: Mapping[Path, Mapping[str, bytes]]) -> dict[Path, bytes]:
         for stem, kinds in drawn.items()
         for kind, picture in kinds.items()
     }
-
-
-def _get_ready() -> None:
-    for module in _DRAWN_WITH:
-        importlib.import_module(f"matplotlib.{module}")

@@ -274,7 +274,8 @@ def test_a_read_only_results_folder(
     assert "Read-only file system" in refused(capsys, evaluate(tiny_checkpoint, world_root, folder))
     assert main(evaluate(tiny_checkpoint, world_root, tmp_path / "runs")) == 0
     capsys.readouterr()
-    line = refused(capsys, ["tables", "--records", str(tmp_path / "runs"), "--out", str(folder / "results")])
+    tables = ["tables", "--records", str(tmp_path / "runs"), "--out", str(folder / "results")]
+    line = refused(capsys, [*tables, "--only", "adhoc"])
     assert "Read-only file system" in line
 
 
@@ -342,7 +343,8 @@ def test_retrieve_then_evaluate_then_generate(
     generate = ["generate", question, "--checkpoint", str(tiny_checkpoint), "--index", frozen["index"], "--json"]
     assert main([*generate, "--passages", "2"]) == 0
     assert len(json.loads(capsys.readouterr().out)["passages"]) == 2
-    assert main(["tables", "--records", str(runs), "--out", str(tmp_path / "results")]) == 0
+    tables = ["tables", "--records", str(runs), "--out", str(tmp_path / "results"), "--only", "t"]
+    assert main(tables) == 0
     assert "Standard RAG" in (tmp_path / "results" / "tables" / "t.md").read_text()
 
 

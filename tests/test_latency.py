@@ -351,6 +351,7 @@ def test_the_path_needs_only_what_a_bare_gpu_machine_has(tmp_path: Path) -> None
     missing = ("faiss", "datasets", "lm_eval", "submitit", "bm25s", "pyarrow", "rich", "tabulate", "scipy", "jinja2")
     script = (
         f"import sys; sys.modules.update(dict.fromkeys({missing!r}))\n"
+        "from harness import roofline; roofline.REPEATS = 1\n"
         "from harness.cli.main import main\n"
         "sys.exit(main(['latency', '--shape', 'tiny', '--lengths', '128', '--rounds', '1', '--new-tokens', '2', "
         "'--indexed', '500', "
