@@ -15,14 +15,12 @@ import json
 import multiprocessing
 import os
 import sys
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing.connection import wait as wait_for_end
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +33,7 @@ from harness.data.stream.tally import Tally
 from harness.data.stream.windows import FORMAT, MANIFEST, SHARDS, tokenizer_digest
 from harness.errors import Busy, InputError, unknown
 from harness.files import write_atomically
+from harness.processes import end_with_parent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -224,14 +223,7 @@ def _start(tokenizer: str) -> None:
     """In a worker: one thread each, and no worker outlives the process that asked for it."""
     global _opened
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        wait_for_end([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    end_with_parent()
     _opened = _tokenizer(tokenizer)
 
 
