@@ -17,7 +17,7 @@ from stream_text import write_text
 from together import together
 
 from harness.data.stream.prepare import StreamConfig, prepare
-from harness.data.stream.window_practice import Stream, WindowExercise, WindowParagraph, WindowRepeating
+from harness.data.stream.window_practice import WindowExercise, WindowParagraph, WindowRepeating
 from harness.data.stream.windows import Windows
 from harness.data.world.practice import Growing
 from harness.data.world.tokenizer import build_tokenizer

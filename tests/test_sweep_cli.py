@@ -396,7 +396,7 @@ def test_what_cannot_run_is_refused_and_still_planned(
         f"  {stage}: 1 jobs of 8 nodes x 8 processes, 64 GPUs"
         for stage in ("reconstruction", "cpt", "mixed", "finetune", "policy")
     ]
-    total = make_plan("paper", k=16, mfu=0.4, price_usd=2.5).total
+    total = make_plan("7b", k=16, mfu=0.4, price_usd=2.5).total
     (planned,) = (line for line in lines if "refrag-bench plan" in line)
     assert planned.endswith(
         f": {total.gpu_hours:,.0f} GPU-hours; cost: {total.cost_usd:,.2f} at 2.50 each, an assumed price in USD"

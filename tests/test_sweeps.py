@@ -505,7 +505,7 @@ def test_the_paper_trains_its_stages_in_order_on_64_gpus_and_fills_a_table(plan:
     phases = plan(paper, device="cuda", checkpoint="LLAMA")
     assert list(phases) == [*PAPER_STAGES, "retrieve", "evaluate", "compare", "tables"]
     before: Any = Path("LLAMA")
-    planned = make_plan("paper", k=16, mfu=0.4, price_usd=2.5)
+    planned = make_plan("7b", k=16, mfu=0.4, price_usd=2.5)
     for title in PAPER_STAGES:
         (each,) = phases[title].jobs
         assert isinstance(each, TrainJob)
@@ -525,7 +525,7 @@ def test_the_paper_trains_its_stages_in_order_on_64_gpus_and_fills_a_table(plan:
 def test_the_papers_scale_is_its_k(plan: Plan, k: int) -> None:
     phases = plan(paper, device="cuda", budget=f"k{k}")
     assert {each.recipe().model.k for title in PAPER_STAGES for each in phases[title].jobs} == {k}
-    assert phases["cpt"].gpu_hours == make_plan("paper", k=k, mfu=0.4, price_usd=2.5).stages["cpt"].gpu_hours
+    assert phases["cpt"].gpu_hours == make_plan("7b", k=k, mfu=0.4, price_usd=2.5).stages["cpt"].gpu_hours
     assert {cell.options["k"] for cell in cells(phases["evaluate"]) if cell.system == "refrag_v2"} == {k}
 
 

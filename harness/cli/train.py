@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from harness.errors import InputError
+
+if TYPE_CHECKING:
+    from slurm.jobs.train import TrainJob
 
 HELP = "train one stage of a system (goes on from its last checkpoint)"
 
@@ -121,14 +124,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _train(job: Any) -> Path:
+def _train(job: TrainJob) -> Path:
     """Train in this process; of several, the first says how far it is."""
     from harness.progress import bar
     from harness.train.ranks import here
 
     if here().rank:
-        found: Path = job.run()
-        return found
+        return job.run()
     with bar(job.title) as progress:
-        found = job.run(progress)
-    return found
+        return job.run(progress)

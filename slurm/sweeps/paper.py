@@ -75,7 +75,7 @@ def paper(
     if smoke:
         yield train_phase([reader])  # and with it the decoder that REFRAG starts from
     trained = _trainings(f"paper-k{k}{SMOKE if smoke else ''}", checkpoint, smoke=smoke, **settings)
-    planned = {} if smoke else make_plan("paper", k=k, mfu=MFU, price_usd=PRICE_USD).stages
+    planned = {} if smoke else make_plan("7b", k=k, mfu=MFU, price_usd=PRICE_USD).stages
     for stage, job in trained.items():
         yield Phase(title=stage, jobs=[job], gpu_hours=planned[stage].gpu_hours if planned else None)
 
