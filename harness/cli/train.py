@@ -88,6 +88,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="train in N processes on this machine, a GPU each on cuda; the end of one ends all (1)",
     )
+    parser.add_argument(
+        "--loaders",
+        type=int,
+        default=0,
+        metavar="N",
+        help="beside each process N more that read windows and lay out batches ahead; the batches are the same (0)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -111,6 +118,7 @@ def run(args: argparse.Namespace) -> int:
         recompute=args.recompute,
         text=args.text,
         tasks_per_node=args.processes,
+        loaders=args.loaders,
     )
     own = here()
     if own.world == 1 and args.processes > 1:
