@@ -6,6 +6,7 @@ than well ends all, and what is told is why that one did; the others only follow
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
@@ -24,6 +25,7 @@ from harness.errors import Broken, GateMissed, InputError
 
 T = TypeVar("T")
 CONTEXT: Any = multiprocessing.get_context("spawn")
+LOOK_S = 0.2  # between two looks at which processes are there
 FOLLOW_S = 1.0  # in which those that follow a dead process find out themselves
 GRACE_S = 10.0  # from being asked to end to being ended
 
@@ -103,15 +105,17 @@ def _all_answers(members: Sequence[Member]) -> list[Any]:
     """What every process returned. Raises where one did not, for the first cause that can be told."""
     answers, bad = dict[int, Any](), list[tuple[End, Exception]]()
     left: dict[Any, Member] = {member.told: member for member in members}
-    until = None
-    while left and (ready := wait(list(left), None if until is None else max(0.0, until - time.monotonic()))):
-        for told in ready:
-            member = left.pop(told)
+    until = math.inf
+    while left and time.monotonic() < until:
+        ready = set(wait(list(left), LOOK_S))
+        # What a dead process started may still hold its end of the pipe.
+        ready |= {told for told, member in left.items() if member.process.exitcode is not None}
+        for member in [left.pop(told) for told in ready]:
             end, answer = _end_of(member)
             if end is End.WELL:
                 answers[member.rank] = answer
                 continue
-            until = until or time.monotonic() + FOLLOW_S
+            until = min(until, time.monotonic() + FOLLOW_S)
             if isinstance(answer, str):
                 after = "the others were ended; the same command goes on from the newest checkpoint"
                 answer = Broken(f"process {member.rank} of {len(members)} (from 0) {answer}; {after}")
@@ -126,12 +130,14 @@ def _all_answers(members: Sequence[Member]) -> list[Any]:
 def _end_of(member: Member) -> tuple[End, Any]:
     """How a process that has spoken, or is gone, ended; with its answer, its error, or what happened in words."""
     try:
-        found: tuple[End, Any] = member.told.recv()
+        if member.told.poll():
+            found: tuple[End, Any] = member.told.recv()
+            return found
     except EOFError:
-        member.process.join()
-        code = member.process.exitcode or 0
-        return End.KILLED, f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    return found
+        pass
+    member.process.join()
+    code = member.process.exitcode or 0
+    return End.KILLED, f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
 def _end(members: Sequence[Member]) -> None:

@@ -217,7 +217,7 @@ def test_a_kill_of_the_real_command_says_so_and_it_goes_on(
     windows: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     def start(runs: Path) -> subprocess.Popen[str]:
-        asked = [sys.executable, "-m", "harness.cli.main", *command(windows, tiny_checkpoint, runs)]
+        asked = [sys.executable, "-m", "harness.cli.main", *command(windows, tiny_checkpoint, runs, "--loaders", "1")]
         return subprocess.Popen(asked, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:

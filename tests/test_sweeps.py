@@ -576,6 +576,7 @@ def test_the_paper_reads_its_text_from_the_windows_of_its_data_root(plan: Plan, 
     jobs = {title: phases[title].jobs[0] for title in PAPER_STAGES}
     text = tmp_path / "windows"
     assert {title: each.text for title, each in jobs.items()} == dict.fromkeys(PAPER_STAGES, text) | {"finetune": None}
+    assert {title: each.loaders for title, each in jobs.items()} == dict.fromkeys(PAPER_STAGES, 2) | {"finetune": 0}
     assert all(jobs[title].obstacles == () for title in ("reconstruction", "cpt", "mixed"))
     assert jobs["policy"].obstacles == ("a policy's training is for one process yet",)
 

@@ -38,6 +38,8 @@ scales:
   text-tiny                                   decoder, standard_rag, cepe, on a text (--text)
   text-tiny-k8, text-tiny-k16, text-tiny-k32  refrag_v2, on a text
   stream-smoke                                refrag_v2's first two stages, on prepared windows (--text)
+  paper-k8, paper-k16, paper-k32, paper-k64   refrag_v2 at the paper's size, on prepared windows (--text) and with
+                                              --start for its decoder; `refrag-bench plan` says what it takes
   ...-short                                   the same in fewer steps"""
 
 EPILOG = """\

@@ -46,6 +46,7 @@ NAME = "paper"
 NODES, TASKS_PER_NODE = 8, 8
 SMOKE_TASKS = 2
 WINDOWS = "windows"
+LOADERS = 2  # beside each GPU: ahead of it by more than five times (tests/benchmarks/test_loader_speed.py)
 DEFAULT = "k16"
 BUDGETS: Mapping[str, int] = {f"k{k}": k for k in RATES} | {"smoke": 16}
 
@@ -123,5 +124,5 @@ def _trainings(
             tasks_per_node=(1 if planned.rollouts else SMOKE_TASKS) if smoke else TASKS_PER_NODE,
             **settings,
         )
-        start = jobs[stage] = replace(job, text=text) if job.on_text else job
+        start = jobs[stage] = replace(job, text=text, loaders=LOADERS) if job.on_text else job
     return jobs
