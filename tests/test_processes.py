@@ -154,7 +154,7 @@ def kill_again_and_again(world: int, steps: int, kills: int, windows: Path, fold
     for number in range(kills):
         at = max((int(path.name.split("-")[1]) for path in checkpoint.steps(folder / "broken")), default=0)
         most = at + max(1, (steps - at) // (kills - number))
-        death = rng.randrange(world), rng.randint(at + 1, min(most, steps - 1)), 0.2 * rng.random()
+        death = rng.randrange(world), rng.randint(at + 1 if at else 3, max(3, min(most, steps - 1))), 0.2 * rng.random()
         started = time.monotonic()
         with pytest.raises(
             Broken, match=rf"process {death[0]} of {world} \(from 0\) was killed by SIGKILL; the others"
@@ -162,6 +162,7 @@ def kill_again_and_again(world: int, steps: int, kills: int, windows: Path, fold
             run_together(world, partial(training, world, steps, windows, folder / "broken", death))
         longest = max(longest, time.monotonic() - started)
         assert not multiprocessing.active_children()
+    assert checkpoint.steps(folder / "broken"), "or it would not go on, but begin anew"
     found = run_together(world, partial(training, world, steps, windows, folder / "broken", None))
     print(f"\n{world} processes, {kills} kills: start, death and end took at most {longest:.1f} s")
     assert found.keys() == expected.keys() and len(found) > 20

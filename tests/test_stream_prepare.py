@@ -350,6 +350,13 @@ def test_a_budget_takes_the_first_units_that_have_it(
         assert (other / "windows.json").read_bytes() == (by_one / "windows.json").read_bytes()
 
 
+def test_units_behind_a_gap_do_not_count_yet() -> None:
+    """Workers finish them in any order; which are taken is a matter of the text's."""
+    report, config = {"sets": {"book": {"windows": 5}}}, replace(CONFIG, tokens=10 * LENGTH)
+    assert prepare_module._enough({0: report, 2: report, 3: report}, config, LENGTH) is None
+    assert prepare_module._enough({2: report, 1: report, 0: report}, config, LENGTH) == 2
+
+
 def test_a_budget_that_the_text_has_not_is_refused(text: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     config = replace(CONFIG, sets=("ArXiv", "Book"), mixture="50/50-by-tokens", tokens=10**6)
     with pytest.raises(InputError, match=r"tokens in windows of arxiv, fewer than the 500,000 that --tokens asks for"):
