@@ -1,6 +1,6 @@
 """What is no defect of ours, as exception types: wrong input, a result that nothing may be built on, an interruption.
 
-The command line prints the first two as one line and exits with code 2 or 1; an interruption is for the cluster's jobs
+The command line prints the first ones as one line and exits with code 2 or 1; an interruption is for the cluster's jobs
 (slurm/payload.py). Every other exception keeps its traceback.
 """
 
@@ -18,6 +18,10 @@ class Busy(InputError):
 
 class GateMissed(Exception):
     """What ran fell short of a bound that was set for it: what comes after it must not start."""
+
+
+class Broken(Exception):
+    """Of processes that work together one was lost: the others cannot go on without it."""
 
 
 class Interrupted(BaseException):

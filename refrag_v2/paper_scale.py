@@ -73,6 +73,11 @@ class PlannedStage:
     curriculum: bool = False
 
     @property
+    def of_corpus(self) -> bool:
+        """Whether it passes over the long texts, and so grows with them."""
+        return self.examples % EPOCH == 0
+
+    @property
     def tokens(self) -> int:
         """Tokens of the data, over all epochs."""
         return self.examples * self.length

@@ -1,6 +1,7 @@
 """The paper's stages as recipes, at its own scale and in very small: the numbers of both are those of ``paper_scale``.
 
-    paper-k16          LLaMA-2-7B and RoBERTa-large, for 64 GPUs; what it would read nothing here reads yet
+    paper-k16          LLaMA-2-7B and RoBERTa-large, for 64 GPUs, on windows that `refrag-bench data prepare` made of
+                       long text with the decoder's tokenizer; nothing here reads the instruction examples yet
     paper-k16-smoke    the same stages, optimizers, rates and order in 4 steps on the synthetic world: teaches nothing,
                        and shows that all of it runs
 
@@ -14,23 +15,31 @@ from dataclasses import replace
 from typing import Any
 
 from harness.data.missing import Missing
+from harness.data.stream.window_practice import Lengthening, WindowExercise, WindowParagraph, WindowRepeating
 from harness.data.world.practice import Copying, Exercise, Growing, Quizzing, Reading
-from refrag_v2.paper_scale import CORPUS_TOKENS, GRPO, INSTRUCTIONS, POLICY, RATES, STAGES, model_config
+from refrag_v2.paper_scale import GRPO, INSTRUCTIONS, POLICY, RATES, STAGES, PlannedStage, model_config
 from refrag_v2.recipe import PolicyRecipe, RefragRecipe
 
 SMOKE = "-smoke"
 SMOKE_STEPS = 4
 SMOKE_ENCODER = "random:roberta-tiny"  # with a classification token, as the paper's
-_TEXT = f"{CORPUS_TOKENS // 10**9} B tokens of long text as a stream in the decoder's own vocabulary"
 
 
-READS: Mapping[str, Exercise] = {
-    "reconstruction": Missing(data=_TEXT),
-    "cpt": Missing(data=_TEXT),
-    "mixed": Missing(data=_TEXT),
-    "finetune": Missing(data=f"the {INSTRUCTIONS / 1e6:g} M instruction examples (p. 7)"),
-    "policy": Missing(data=_TEXT),
-}
+def _reads(planned: PlannedStage, k: int) -> WindowExercise | Missing:
+    """What a planned stage reads: contexts by its curriculum, if it has one, of ``context`` tokens at the longest."""
+    if planned.stage.name == "finetune":
+        return Missing(data=f"the {INSTRUCTIONS / 1e6:g} M instruction examples (p. 7)")
+    curriculum = "paper" if planned.curriculum else "none"
+    growing = Lengthening(
+        k=k,
+        steps=planned.stage.steps * planned.stage.accumulation,
+        max_chunks=planned.context // k,
+        rows=planned.batch // planned.stage.accumulation,
+        curriculum=curriculum,
+    )
+    if planned.target is None:
+        return WindowRepeating(growing=growing)
+    return WindowParagraph(context=planned.context, output=planned.target, rows=growing.rows, growing=growing)
 
 
 def _smoke_reads(k: int) -> Mapping[str, Exercise]:
@@ -50,7 +59,7 @@ def recipes(k: int, *, smoke: bool) -> dict[str, RefragRecipe | PolicyRecipe]:
     model = model_config(k)
     model = replace(model, encoder=SMOKE_ENCODER) if smoke else model
     scale = f"paper-k{k}{SMOKE if smoke else ''}"
-    reads = _smoke_reads(k) if smoke else READS
+    reads = _smoke_reads(k) if smoke else {name: _reads(planned, k) for name, planned in STAGES.items()}
     before: list[str] = []
     found: dict[str, RefragRecipe | PolicyRecipe] = {}
     for name, planned in STAGES.items():

@@ -81,7 +81,7 @@ class PolicyRecipe:
     after: Start | None
     requires: tuple[str, ...]
     model: RefragConfig
-    data: Exercise
+    data: Exercise | WindowExercise
     policy: PolicyConfig = PolicyConfig()
     objective: GrpoConfig | WarmUpConfig = GrpoConfig()
     for_one: ClassVar[str] = "a policy's training"
@@ -98,10 +98,13 @@ class PolicyRecipe:
             model.policy = Policy(self.policy, model.decoder.config.hidden_size)
         return PolicyTraining(model), tokenizer
 
-    def batches(self, model: PolicyTraining, tokenizer: Any) -> Practice:
-        return Practice(
-            self.data, tokenizer, lambda rows, rng: lay_out_for(model.refrag, rows, tokenizer), seed=self.stage.seed
-        )
+    def batches(self, model: PolicyTraining, tokenizer: Any) -> Batches:
+        def collate(rows: Sequence[Row], _: object) -> Batch:
+            return lay_out_for(model.refrag, rows, tokenizer)
+
+        if isinstance(self.data, WindowExercise):
+            return Stream(self.data, tokenizer, collate, seed=self.stage.seed)
+        return Practice(self.data, tokenizer, collate, seed=self.stage.seed)
 
     def loss(self) -> Loss:
         if isinstance(objective := self.objective, WarmUpConfig):

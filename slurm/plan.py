@@ -35,13 +35,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Literal
 
 from harness.errors import InputError, unknown
 from harness.model.chunking import expanded_count
 from refrag_v2 import paper_scale
-from refrag_v2.paper_scale import PlannedStage
+from refrag_v2.paper_scale import PlannedStage, optimizer_steps
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -107,7 +107,30 @@ def paper(k: int) -> Scale:
     )
 
 
-SCALES: Mapping[str, Callable[[int], Scale]] = {"paper": paper}
+def ten_times_the_data(k: int) -> Scale:
+    """The paper's on ten times as much text; instruction data and policy stay as they are."""
+    scale = paper(k)
+    return replace(scale, stages={name: _longer(stage, 10) for name, stage in scale.stages.items()})
+
+
+def _longer(planned: PlannedStage, times: int) -> PlannedStage:
+    if not planned.of_corpus:
+        return planned
+    examples = times * planned.examples
+    stage = replace(planned.stage, steps=optimizer_steps(examples, planned.batch))
+    return replace(planned, examples=examples, stage=stage)
+
+
+def seventy_b(k: int) -> Scale:
+    """The paper's with LLaMA-2-70B in place of its decoder, at the same rates and on the same machines."""
+    return replace(paper(k), decoder="meta-llama/Llama-2-70b-hf", decoder_shape="llama2-70b")
+
+
+SCALES: Mapping[str, Callable[[int], Scale]] = {
+    "7b": paper,
+    "7b-10x-data": ten_times_the_data,
+    "70b": seventy_b,
+}
 
 
 # --- parameters
@@ -395,6 +418,17 @@ class Total:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Beyond:
+    """Another scale in one line. ``memory_bytes`` is of one GPU, checkpointed, in the stage that needs most."""
+
+    decoder: str
+    tokens: int
+    total: Total
+    memory_bytes: float
+    fits: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class Claim:
     """A row of the seed document's table "Estimated Resources", word for word; ``gpu_hours`` is GPUs x time."""
 
@@ -431,6 +465,7 @@ class Plan:
     rows_per_gpu: Mapping[str, int]
     stages: Mapping[str, StageCost]
     total: Total
+    beyond: Mapping[str, Beyond]
     assumed: Mapping[str, str]
     seed_claims: tuple[Claim, ...]
 
@@ -469,8 +504,22 @@ def make_plan(name: str, *, k: int, mfu: float, price_usd: float) -> Plan:
         rows_per_gpu={key: rows_per_gpu(scale, stage) for key, stage in scale.stages.items()},
         stages=stages,
         total=_total(stages.values()),
+        beyond={other: _beyond(SCALES[other](k), mfu, price_usd) for other in SCALES if other != name},
         assumed={**scale.assumed, **_assumed(scale, mfu, price_usd)},
         seed_claims=SEED_CLAIMS,
+    )
+
+
+def _beyond(scale: Scale, mfu: float, price_usd: float) -> Beyond:
+    parts = build_parts(scale)
+    costs = [stage_cost(scale, stage, parts, mfu, price_usd) for stage in scale.stages.values()]
+    most = max(memory(scale, stage, parts)["total, checkpointed"] for stage in scale.stages.values())
+    return Beyond(
+        decoder=scale.decoder,
+        tokens=sum(cost.tokens for cost in costs),
+        total=_total(costs),
+        memory_bytes=most,
+        fits=most <= scale.cluster.memory_bytes,
     )
 
 

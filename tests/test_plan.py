@@ -35,7 +35,7 @@ from refrag_v2.paper_scale import CORPUS_TOKENS, RATES, SETTINGS, STAGES, Planne
 from refrag_v2.policy import Policy, PolicyConfig
 from slurm import plan
 
-PAPER = {k: plan.make_plan("paper", k=k, mfu=0.4, price_usd=2.5) for k in RATES}
+PAPER = {k: plan.make_plan("7b", k=k, mfu=0.4, price_usd=2.5) for k in RATES}
 
 
 # --- parameters
@@ -337,7 +337,7 @@ def test_hours_and_cost_follow_from_the_flops() -> None:
     assert stage.gpu_hours == pytest.approx(stage.flops / (0.4 * 989e12) / 3600)
     assert stage.days == pytest.approx(stage.gpu_hours / 64 / 24)
     assert made.total.cost_usd == pytest.approx(2.5 * sum(stage.gpu_hours for stage in made.stages.values()))
-    half = plan.make_plan("paper", k=16, mfu=0.2, price_usd=5)
+    half = plan.make_plan("7b", k=16, mfu=0.2, price_usd=5)
     assert half.total.gpu_hours == pytest.approx(2 * made.total.gpu_hours)
     assert half.total.cost_usd == pytest.approx(4 * made.total.cost_usd)
 
@@ -347,6 +347,38 @@ def test_the_curriculum_shortens_two_stages(k: int) -> None:
     for name, stage in PAPER[k].stages.items():
         ratio = stage.curriculum_flops / stage.flops
         assert 0 < ratio < 1 if name in ("reconstruction", "cpt") else ratio == 1
+
+
+# --- other scales
+
+
+def test_ten_times_the_data_is_ten_times_the_steps_of_what_reads_it() -> None:
+    made, seven = plan.make_plan("7b-10x-data", k=16, mfu=0.4, price_usd=2.5), PAPER[16]
+    for name, stage in made.stages.items():
+        times = 10 if name in ("reconstruction", "cpt", "mixed") else 1
+        assert stage.tokens == times * seven.stages[name].tokens
+        assert stage.steps == pytest.approx(times * seven.stages[name].steps, abs=5)
+        assert stage.gpu_hours == pytest.approx(times * seven.stages[name].gpu_hours, rel=1e-3)
+    assert made.memory_bytes == seven.memory_bytes
+
+
+def test_parameters_of_llama2_70b_are_the_published_ones() -> None:
+    made = plan.make_plan("70b", k=16, mfu=0.4, price_usd=2.5)
+    assert made.parameters["decoder"] == 68_976_648_192
+    assert {name: stage.steps for name, stage in made.stages.items()} == {
+        name: stage.steps for name, stage in PAPER[16].stages.items()
+    }
+
+
+def test_the_plan_of_one_scale_has_the_others_in_one_line() -> None:
+    for name, beyond in PAPER[16].beyond.items():
+        whole = plan.make_plan(name, k=16, mfu=0.4, price_usd=2.5)
+        assert beyond.total == whole.total
+        assert beyond.tokens == sum(stage.tokens for stage in whole.stages.values())
+        most = max(lines["total, checkpointed"] for lines in whole.memory_bytes.values())
+        assert (beyond.memory_bytes, beyond.fits) == (most, most <= whole.cluster.memory_bytes)
+        assert "7b" in whole.beyond
+    assert list(PAPER[16].beyond) == ["7b-10x-data", "70b"]
 
 
 # --- the command
@@ -361,7 +393,7 @@ def run_verb(*words: str) -> int:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--scale", "papr"), "unknown scale 'papr' (did you mean 'paper'?); valid choices: paper"),
+        (("--scale", "7B"), "unknown scale '7B' (did you mean '7b'?); valid choices: 70b, 7b, 7b-10x-data"),
         (("--mfu", "0"), "expected an MFU above 0 and at most 1, got 0.0"),
         (("--mfu", "1.5"), "at most 1, got 1.5"),
         (("--mfu", "nan"), "at most 1, got nan"),
@@ -386,8 +418,8 @@ def test_bad_input_is_one_line(
 
 
 def test_bad_input_raises_for_callers_too() -> None:
-    with pytest.raises(InputError, match="valid choices: paper"):
-        plan.make_plan("7b", k=16, mfu=0.4, price_usd=2.5)
+    with pytest.raises(InputError, match="valid choices: 70b, 7b, 7b-10x-data"):
+        plan.make_plan("paper", k=16, mfu=0.4, price_usd=2.5)
 
 
 def test_json_has_the_documented_keys(capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,6 +22,9 @@ from harness.data.world.practice import Growing
 from harness.data.world.tokenizer import build_tokenizer
 from harness.errors import InputError
 from harness.train.rows import Batch, Row
+from refrag_v2.paper_scale import LENGTH as LENGTH_PLANNED
+from refrag_v2.paper_scale import STAGES
+from refrag_v2.paper_stages import PAPER
 
 tokenizer = cache(build_tokenizer)
 LENGTH = 12
@@ -275,3 +278,26 @@ def test_a_shard_that_was_cut_or_is_gone_is_told(tmp_path: Path) -> None:
     assert Windows(tmp_path / "w").damaged() == ["1-arxiv.npy"]
     with pytest.raises(InputError, match="expected prepared windows at"):
         Windows(tmp_path)
+
+
+# --- the paper's stages
+
+
+@pytest.mark.parametrize("k", [8, 64])
+def test_the_papers_stages_read_what_their_plan_counts(k: int) -> None:
+    """Rows of the planned batch; contexts of the curriculum's chunks, at the longest as planned, within the window."""
+    for name, planned in STAGES.items():
+        data: Any = PAPER[f"paper-k{k}"][name].data
+        if name == "finetune":
+            continue
+        drawn = [data.draw(random.Random(i), i * planned.stage.steps // 300) for i in range(300)]
+        assert {rows for _, rows in drawn} == {planned.batch}
+        target = planned.target or 0
+        chunks = {(length - target) // k for length, _ in drawn}
+        most = planned.context // k
+        assert max(chunks) == most and max(length for length, _ in drawn) == data.longest <= LENGTH_PLANNED
+        assert chunks <= {2**i for i in range(9)} and (len(chunks) > 3 if planned.curriculum else chunks == {most})
+        row = data.row(list(range(drawn[0][0])), [])
+        context, answer = [t for block in row.context for t in block.text], row.tail
+        read = list(range(drawn[0][0]))
+        assert (context, answer) == ((read, read) if planned.target is None else (read[:-target], read[-target:]))

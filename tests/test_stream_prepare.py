@@ -298,3 +298,68 @@ def test_real_books(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert counts["documents"] == 3 and counts["characters"] == 1_864_205
     assert counts["tokens"] == counts["windows"] * LENGTH + counts["rest"]
     assert counts["rest"] < 3 * LENGTH
+
+
+# --- a budget of tokens
+
+
+def units(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "shards").glob("*.json"))
+
+
+@pytest.mark.parametrize(
+    ("sets", "mixture", "tokens"), [((), None, 2500), (("ArXiv", "Book"), "75/25-by-tokens", 1000)]
+)
+def test_a_budget_takes_the_first_units_that_have_it(
+    text: Path,
+    prepared: Path,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    sets: tuple[str, ...],
+    mixture: str | None,
+    tokens: int,
+) -> None:
+    """By one process, by two, and by two calls of which the first asked for less: the same windows."""
+
+    def ask(out: str, budget: int, workers: int) -> Path:
+        config = replace(CONFIG, sets=sets, mixture=mixture, tokens=budget)
+        return prepare(str(text), str(tiny_checkpoint), tmp_path / out, config, workers=workers)
+
+    shares = {"arxiv": 0.75, "book": 0.25} if mixture else {}
+    reports = [json.loads((prepared / "shards" / name).read_text())["sets"] for name in units(prepared)]
+
+    def have(count: int, name: str) -> int:
+        of = [counts["windows"] for report in reports[:count] for s, counts in report.items() if name in (s, "")]
+        return sum(of) * LENGTH
+
+    def enough(count: int) -> bool:
+        return all(have(count, name) >= share * tokens for name, share in (shares or {"": 1.0}).items())
+
+    expected = next(count for count in range(len(reports) + 1) if enough(count))
+    assert 1 < expected < len(reports), "or the test asks for nothing"
+    by_one = ask("one", tokens, 1)
+    assert len(units(by_one)) == expected, "no more is tokenised than is taken"
+    manifest = Windows(by_one).manifest
+    assert manifest["budget"] == tokens
+    assert {name: counts["windows"] * LENGTH for name, counts in manifest["sets"].items()} == {
+        name: have(expected, name) for name in (shares or reports[0])
+    }
+    ask("again", 300, 1)
+    assert Windows(tmp_path / "again").digest != Windows(by_one).digest
+    for other in (ask("two", tokens, 2), ask("again", tokens, 1)):
+        assert (other / "windows.json").read_bytes() == (by_one / "windows.json").read_bytes()
+
+
+def test_units_behind_a_gap_do_not_count_yet() -> None:
+    """Workers finish them in any order; which are taken is a matter of the text's."""
+    report, config = {"sets": {"book": {"windows": 5}}}, replace(CONFIG, tokens=10 * LENGTH)
+    assert prepare_module._enough({0: report, 2: report, 3: report}, config, LENGTH) is None
+    assert prepare_module._enough({2: report, 1: report, 0: report}, config, LENGTH) == 2
+
+
+def test_a_budget_that_the_text_has_not_is_refused(text: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, sets=("ArXiv", "Book"), mixture="50/50-by-tokens", tokens=10**6)
+    with pytest.raises(InputError, match=r"tokens in windows of arxiv, fewer than the 500,000 that --tokens asks for"):
+        prepare(str(text), str(tiny_checkpoint), tmp_path, config)
+    with pytest.raises(InputError, match="expected a budget of at least 1 token, got 0"):
+        replace(config, tokens=0)

@@ -28,8 +28,10 @@ from harness.train.export import read_training
 from harness.train.loop import train
 from harness.train.shares import bounds
 from harness.train.stage import AdamW, Stage
+from refrag_v2.grpo import PolicyTraining
 from refrag_v2.model import Refrag, RefragConfig
-from refrag_v2.recipe import RefragRecipe
+from refrag_v2.policy import Policy, PolicyConfig
+from refrag_v2.recipe import PolicyRecipe, RefragRecipe
 from slurm.jobs.train import TrainJob
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -115,9 +117,9 @@ def test_other_windows_are_another_training(windows: Path, tiny_checkpoint: Path
     other.mkdir()
     (other / "windows.json").write_text(json.dumps({**manifest, "digest": "f" * 16}))
     assert job("reconstruction", tiny_checkpoint, other, tmp_path).name != here.name
-    with pytest.raises(InputError, match="`refrag-bench data prepare` those of the stream"):
+    with pytest.raises(InputError, match=r"no prepared windows \(--text; `refrag-bench data prepare` makes"):
         job("reconstruction", tiny_checkpoint, None, tmp_path).run()
-    with pytest.raises(InputError, match="expected prepared windows at"):
+    with pytest.raises(InputError, match="there are no prepared windows at"):
         job("reconstruction", tiny_checkpoint, tmp_path, tmp_path).run()
 
 
@@ -132,6 +134,25 @@ def test_the_stage_before_is_of_the_world(windows: Path, tmp_path: Path) -> None
 def test_windows_of_another_tokenizer_are_refused(windows: Path) -> None:
     with pytest.raises(InputError, match=r"tokenised by another tokenizer .* --tokenizer naming the checkpoint"):
         recipe(windows).batches(refrag(), byte_level_tokenizer())
+
+
+def test_a_policy_is_trained_on_windows_too(windows: Path) -> None:
+    asked = PolicyRecipe(
+        stage=Stage(name="policy", steps=2, optimizer=AdamW(lr=1e-3), trained=("refrag.policy.",)),
+        after=None,
+        requires=(),
+        model=RefragConfig(k=8),
+        data=WindowParagraph(context=64, output=32, rows=3).over(windows),
+    )
+    model = refrag()
+    model.policy = Policy(PolicyConfig(width=32), model.decoder.config.hidden_size)
+    training, tokenizer = PolicyTraining(model), build_tokenizer()
+    batches = asked.batches(training, tokenizer)
+    batch, other = next(batches), next(batches)
+    assert batch["n_chunks"].tolist() == [64 // 8] * 3 and batches.state_dict()["place"] == 6
+    assert not torch.equal(batch["input_ids"], other["input_ids"])
+    asked.loss()(training, batch).backward()
+    assert all(parameter.grad is not None for parameter in model.policy.parameters())
 
 
 # --- several processes

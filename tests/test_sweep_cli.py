@@ -385,7 +385,12 @@ def test_what_cannot_run_is_refused_and_still_planned(
     asked = ("submit", "paper", "--cluster", "h100", "--device", "cuda")
     said = refused(capsys, *asked)
     assert said.startswith("refrag-bench: error: experiment 'paper' cannot run: train refrag_v2 reconstruction (paper")
-    for why in ("nothing here reads 20 B tokens", "no decoder to start from", "a policy's training is for one process"):
+    for why in (
+        "at least 4,096 tokens",
+        "1.1 M instruction",
+        "no decoder to start from",
+        "a policy's training is for one process",
+    ):
         assert said.count(why) == 1
     untouched(slurm, here)
 
@@ -396,13 +401,13 @@ def test_what_cannot_run_is_refused_and_still_planned(
         f"  {stage}: 1 jobs of 8 nodes x 8 processes, 64 GPUs"
         for stage in ("reconstruction", "cpt", "mixed", "finetune", "policy")
     ]
-    total = make_plan("paper", k=16, mfu=0.4, price_usd=2.5).total
+    total = make_plan("7b", k=16, mfu=0.4, price_usd=2.5).total
     (planned,) = (line for line in lines if "refrag-bench plan" in line)
     assert planned.endswith(
         f": {total.gpu_hours:,.0f} GPU-hours; cost: {total.cost_usd:,.2f} at 2.50 each, an assumed price in USD"
     )
     assert "  the rest, 27.0 GPU-hours if every job takes its 60 minutes, once" in lines[lines.index(planned) + 1]
-    assert sum(line.startswith("  cannot run: ") for line in lines) == 5
+    assert sum(line.startswith("  cannot run: ") for line in lines) == 6
     untouched(slurm, here)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -505,7 +506,7 @@ def test_the_paper_trains_its_stages_in_order_on_64_gpus_and_fills_a_table(plan:
     phases = plan(paper, device="cuda", checkpoint="LLAMA")
     assert list(phases) == [*PAPER_STAGES, "retrieve", "evaluate", "compare", "tables"]
     before: Any = Path("LLAMA")
-    planned = make_plan("paper", k=16, mfu=0.4, price_usd=2.5)
+    planned = make_plan("7b", k=16, mfu=0.4, price_usd=2.5)
     for title in PAPER_STAGES:
         (each,) = phases[title].jobs
         assert isinstance(each, TrainJob)
@@ -525,7 +526,7 @@ def test_the_paper_trains_its_stages_in_order_on_64_gpus_and_fills_a_table(plan:
 def test_the_papers_scale_is_its_k(plan: Plan, k: int) -> None:
     phases = plan(paper, device="cuda", budget=f"k{k}")
     assert {each.recipe().model.k for title in PAPER_STAGES for each in phases[title].jobs} == {k}
-    assert phases["cpt"].gpu_hours == make_plan("paper", k=k, mfu=0.4, price_usd=2.5).stages["cpt"].gpu_hours
+    assert phases["cpt"].gpu_hours == make_plan("7b", k=k, mfu=0.4, price_usd=2.5).stages["cpt"].gpu_hours
     assert {cell.options["k"] for cell in cells(phases["evaluate"]) if cell.system == "refrag_v2"} == {k}
 
 
@@ -560,15 +561,45 @@ def test_what_the_paper_does_not_take(plan: Plan, asked: dict[str, Any], message
         plan(paper, **asked)
 
 
+def windows(folder: Path, length: int) -> Path:
+    """What a training looks at before it begins."""
+    folder.mkdir()
+    manifest = {"format": 1, "layout": {"length": length}, "digest": "d", "mixture": None, "dtype": "<u2", "shards": []}
+    (folder / "windows.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def test_the_paper_reads_its_text_from_the_windows_of_its_data_root(plan: Plan, tmp_path: Path) -> None:
+    windows(tmp_path / "windows", 4096)
+    (tmp_path / "hub").mkdir()
+    phases = plan(paper, device="cuda", checkpoint="LLAMA", data=tmp_path)
+    jobs = {title: phases[title].jobs[0] for title in PAPER_STAGES}
+    text = tmp_path / "windows"
+    assert {title: each.text for title, each in jobs.items()} == dict.fromkeys(PAPER_STAGES, text) | {"finetune": None}
+    assert {title: each.loaders for title, each in jobs.items()} == dict.fromkeys(PAPER_STAGES, 2) | {"finetune": 0}
+    assert all(jobs[title].obstacles == () for title in ("reconstruction", "cpt", "mixed"))
+    assert jobs["policy"].obstacles == ("a policy's training is for one process yet",)
+
+
 def test_a_training_says_what_stands_in_its_way(tmp_path: Path, accepted: Path) -> None:
     def obstacles(stage: str, **changes: Any) -> tuple[str, ...]:
         return job(stage, tmp_path, **changes).obstacles
 
-    text = "nothing here reads 20 B tokens of long text as a stream in the decoder's own vocabulary yet"
-    no_start = "there is no decoder to start from (--checkpoint)"
-    assert obstacles("reconstruction", scale="paper-k16") == (text, no_start)
-    assert obstacles("reconstruction", scale="paper-k16", start=Path("x")) == (text,)
-    assert obstacles("cpt", scale="paper-k16") == (text,)
+    made = "`refrag-bench data prepare` makes windows of at least {} tokens, with the tokenizer of the decoder that the"
+    no_start = "there is no decoder to start from (--checkpoint, --start of `refrag-bench train`)"
+    no_text, no_start_found = obstacles("reconstruction", scale="paper-k16")
+    assert no_text.startswith(f"there are no prepared windows (--text; {made.format('2,048')}")
+    assert no_start_found == no_start
+    (found,) = obstacles("cpt", scale="paper-k16", text=tmp_path / "windows")
+    assert found.startswith(f"there are no prepared windows at {tmp_path / 'windows'} ({made.format('4,096')}")
+    (found,) = obstacles("cpt", scale="paper-k16", text=windows(tmp_path / "short", 4095))
+    assert found.startswith(f"the windows at {tmp_path / 'short'} have 4,095 tokens ({made.format('4,096')}")
+    assert obstacles("cpt", scale="paper-k16", text=windows(tmp_path / "long", 4096)) == ()
+    assert obstacles("finetune", scale="paper-k16") == ("nothing here reads the 1.1 M instruction examples (p. 7) yet",)
+    with pytest.raises(
+        InputError, match=r"\(paper-k16\) cannot begin: there are no prepared windows .*; there is no dec"
+    ):
+        job("reconstruction", tmp_path, scale="paper-k16").run()
     assert obstacles("policy", scale="paper-k16-smoke") == ()
     assert obstacles("policy", scale="paper-k16-smoke", nodes=2) == ("a policy's training is for one process yet",)
     assert obstacles("cpt", tasks_per_node=2) == ("Muon is for one process yet",)

@@ -31,10 +31,12 @@ CONTEXT.set_forkserver_preload(
 LIMIT_S = 60  # a hang, not a measure
 
 
-def together(world: int, function: Callable[..., Any], *arguments: Any, joins: bool = False) -> list[Any]:
+def together(
+    world: int, function: Callable[..., Any], *arguments: Any, joins: bool = False, limit_s: int = LIMIT_S
+) -> list[Any]:
     """What ``function(device, *arguments)`` returns in each of ``world`` processes, or the error that it raised.
 
-    A function that ``joins`` the others does so by itself.
+    A function that ``joins`` the others does so by itself. After ``limit_s`` seconds it is taken to hang.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -47,7 +49,7 @@ def together(world: int, function: Callable[..., Any], *arguments: Any, joins: b
     for member in members:
         member.start()
     try:
-        told = {rank: pickle.loads(answer) for rank, answer in (answers.get(timeout=LIMIT_S) for _ in members)}
+        told = {rank: pickle.loads(answer) for rank, answer in (answers.get(timeout=limit_s) for _ in members)}
     except Empty:
         raise AssertionError(f"{function.__name__} hangs in {world} processes") from None
     finally:

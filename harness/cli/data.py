@@ -25,7 +25,7 @@ EPILOG = """\
 examples:
   refrag-bench data prepare --data DIR --tokenizer CHECKPOINT --out windows
   refrag-bench data prepare --data DIR --tokenizer CHECKPOINT --out windows \\
-      --sets ArXiv,Book --mixture 50/50-by-tokens --workers 16
+      --sets ArXiv,Book --mixture 50/50-by-tokens --tokens 20000000000 --workers 16
   refrag-bench data prepare --data notes.jsonl.zst --set-column '' --tokenizer CHECKPOINT --out windows
   refrag-bench data prepare --data OWNER/NAME --allow-download --tokenizer CHECKPOINT --out windows
   refrag-bench data show windows --verify
@@ -53,6 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     prepare.add_argument("--context", type=int, default=2048, metavar="S", help="tokens of context, s (2048)")
     prepare.add_argument("--output", type=int, default=2048, metavar="O", help="tokens to be predicted, o (2048)")
+    prepare.add_argument(
+        "--tokens",
+        type=int,
+        metavar="N",
+        help="stop once N tokens are in windows, with --mixture each set's share of them (default: take all)",
+    )
     prepare.add_argument("--workers", type=int, default=1, metavar="N", help="processes that tokenise (1)")
     prepare.add_argument("--text-column", default="text", metavar="NAME", help="where a row has its text (text)")
     prepare.add_argument(
@@ -95,6 +101,7 @@ def _prepare(args: argparse.Namespace) -> int:
         split=args.split,
         sets=tuple(filter(None, args.sets.split(","))),
         mixture=args.mixture,
+        tokens=args.tokens,
         columns=Columns(text=args.text_column, set=args.set_column or None),
         most_bad=args.most_bad,
         most_short=args.most_short,
@@ -133,6 +140,7 @@ def to_text(manifest: Mapping[str, Any]) -> str:
     table = ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     others = ", ".join(f"{name} {count:,}" for name, count in read["other_sets"].items())
     mixture = " ".join(f"{name} {share:.0%}" for name, share in (manifest["mixture"] or {}).items())
+    budget = manifest.get("budget")  # windows of before there was one have none
     dropped = [
         f"  {count:>10,}  {KINDS[kind]}; the first: {read['first'][kind]}" for kind, count in read["dropped"].items()
     ]
@@ -145,6 +153,7 @@ def to_text(manifest: Mapping[str, Any]) -> str:
             f"windows of {layout['context']:,} + {layout['output']:,} tokens, {manifest['dtype']}, of "
             f"{tokenizer['vocabulary']:,} (tokenizer {tokenizer['digest']})",
             f"mixture by tokens: {mixture or 'none, an epoch is all windows'}",
+            f"budget: {f'{budget:,} tokens' if budget else 'none, all there is'}",
             *table,
             f"read {read['shards']:,} files, {read['rows']:,} rows, of them of other sets {others or 'none'}",
             "dropped",

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from harness.cli.catalog import SEED_NAMES
-from harness.errors import GateMissed, InputError
+from harness.errors import Broken, GateMissed, InputError
 
 VERBS = (
     "run",
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except InputError as error:
         return _fail(f"{error}")
-    except GateMissed as error:
+    except (GateMissed, Broken) as error:
         return _fail(f"{error}", code=1)
     except OSError as error:
         if isinstance(error, BrokenPipeError):

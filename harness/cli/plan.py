@@ -14,17 +14,23 @@ HELP = "parameters, memory, FLOPs, GPU-hours and cost of training at a scale"
 
 DESCRIPTION = """\
 Compute what training REFRAG at a scale takes, from the shapes alone: no weights, no download, nothing measured.
-Prints parameters per part, memory per GPU, and per stage the tokens, steps, FLOPs, GPU-hours and cost, then the seed
-document's own estimate, which is a claim and enters no number, and last everything that is assumed."""
+Prints parameters per part, memory per GPU, and per stage the tokens, steps, FLOPs, GPU-hours and cost, beside them what
+other scales would take, then the seed document's own estimate, which is a claim and enters no number, and last
+everything that is assumed.
+
+  7b            the paper's: LLaMA-2-7B, 20 B tokens, 64 H100 (experiment `paper`)
+  7b-10x-data   the same on 200 B tokens
+  70b           the same with LLaMA-2-70B"""
 
 EPILOG = """\
 examples:
   refrag-bench plan
+  refrag-bench plan --scale 70b
   refrag-bench plan --k 32 --mfu 0.3 --price 4
   refrag-bench plan --json | jq '.stages | map_values(.gpu_hours)'
 
 keys of --json: scale, k, decoder, encoder, cluster, mfu, price_usd, parameters, memory_bytes (per GPU, by stage and
-line), memory_formulas, activation_bytes, rows_per_gpu, stages, total, assumed, seed_claims"""
+line), memory_formulas, activation_bytes, rows_per_gpu, stages, total, beyond, assumed, seed_claims"""
 
 Table = list[tuple[str, ...]]
 WIDTH = 100
@@ -34,7 +40,7 @@ PRICE_USD = 2.5
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = DESCRIPTION, EPILOG
-    parser.add_argument("--scale", default="paper", metavar="NAME", help="the scale to plan (paper)")
+    parser.add_argument("--scale", default="7b", metavar="NAME", help="7b (default, the paper's), 7b-10x-data or 70b")
     parser.add_argument("--k", type=int, default=16, help="tokens per chunk (16)")
     parser.add_argument(
         "--mfu", type=float, default=MFU, help=f"assumed share of the GPUs' peak that training reaches ({MFU:g})"
@@ -64,6 +70,7 @@ def to_text(plan: Mapping[str, Any]) -> str:
         _memory(plan),
         _stages(plan),
         _example_flops(plan),
+        _beyond(plan),
         _seed(plan),
         _assumed(plan),
     ]
@@ -130,6 +137,24 @@ def _example_flops(plan: Mapping[str, Any]) -> str:
         "S positions: 12 S x width per layer, 4 forward only. The encoder reads windows of k + 2 positions."
     )
     return "One example: positions read, TFLOP by part\n" + _table(table) + "\n" + _listed([note])
+
+
+def _beyond(plan: Mapping[str, Any]) -> str:
+    cluster = plan["cluster"]
+    table: Table = [("scale", "decoder", "tokens", "GPU-h", "days", "USD", "T8 GPU-h", "GB per GPU", "fits")]
+    for name, other in plan["beyond"].items():
+        total = other["total"]
+        cost = (f"{total[key]:,.{digits}f}" for key, digits in (("gpu_hours", 0), ("days", 1), ("cost_usd", 0)))
+        short = f"{total['curriculum_gpu_hours']:,.0f}", _gb(other["memory_bytes"]), "yes" if other["fits"] else "no"
+        table.append((name, other["decoder"].split("/")[-1], _count(other["tokens"]), *cost, *short))
+    title = (
+        f"Other scales, the same stages on the same {cluster['nodes']} x {cluster['gpus_per_node']} {cluster['gpu']}"
+    )
+    note = (
+        "All stages together; GB are of one GPU, checkpointed, in the stage that needs most. No rate, batch or MFU was "
+        "adapted."
+    )
+    return f"{title}\n{_table(table, left=2)}\n{_listed([note])}"
 
 
 def _seed(plan: Mapping[str, Any]) -> str:

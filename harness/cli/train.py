@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.errors import InputError
+
+if TYPE_CHECKING:
+    from slurm.jobs.train import TrainJob
 
 HELP = "train one stage of a system (goes on from its last checkpoint)"
 
@@ -32,6 +39,8 @@ scales:
   text-tiny-k8, text-tiny-k16, text-tiny-k32  refrag_v2, on a text
   text-mini, text-mini-k8, ...                the same with 91 M parameters, for a GPU
   stream-smoke                                refrag_v2's first two stages, on prepared windows (--text)
+  paper-k8, paper-k16, paper-k32, paper-k64   refrag_v2 at the paper's size, on prepared windows (--text) and with
+                                              --start for its decoder; `refrag-bench plan` says what it takes
   ...-short                                   the same in fewer steps"""
 
 EPILOG = """\
@@ -44,6 +53,7 @@ examples:
   refrag-bench train refrag_v2 cpt --scale tiny-k16
   refrag-bench train refrag_v2 cpt --scale tiny-k16 --skip refrag_v2/reconstruction --start DECODER    an ablation
   refrag-bench train refrag_v2 reconstruction --scale stream-smoke --text DIR    DIR: of `refrag-bench data prepare`
+  refrag-bench train refrag_v2 reconstruction --scale stream-smoke --text DIR --processes 4
 
 Every stage starts from the checkpoint of the one before it, and says so where that is missing. A stage whose trained
 checkpoint comes with the project is not trained again, unless --from-scratch says so. The names train_reconstruction,
@@ -74,15 +84,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", type=Path, metavar="DIR", help="the prepared text of the text-* and stream-* scales")
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs lie (runs)")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        metavar="N",
+        help="train in N processes on this machine, a GPU each on cuda; the end of one ends all (1)",
+    )
+    parser.add_argument(
+        "--loaders",
+        type=int,
+        default=0,
+        metavar="N",
+        help="beside each process N more that read windows and lay out batches ahead; the batches are the same (0)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     from harness.cli.catalog import RECIPES, SEED_NAMES
     from harness.config import load
-    from harness.progress import bar
+    from harness.processes import run_together
+    from harness.train.ranks import here, launcher
 
-    own = RECIPES.get(args.system, {})  # a stage that a system has is meant, whatever the seed calls v2's
-    stage = args.stage if args.stage in own else SEED_NAMES.get(args.stage, args.stage)
+    stages = RECIPES.get(args.system, {})  # a stage that a system has is meant, whatever the seed calls v2's
+    stage = args.stage if args.stage in stages else SEED_NAMES.get(args.stage, args.stage)
     job = load("slurm.jobs.train:TrainJob")(
         system=args.system,
         stage=stage,
@@ -95,8 +120,27 @@ def run(args: argparse.Namespace) -> int:
         from_scratch=args.from_scratch,
         recompute=args.recompute,
         text=args.text,
+        tasks_per_node=args.processes,
+        loaders=args.loaders,
     )
-    with bar(job.title) as progress:
-        checkpoint = job.run(progress)
-    print(checkpoint)
+    own = here()
+    if own.world == 1 and args.processes > 1:
+        print(run_together(args.processes, partial(_train, job)))
+        return 0
+    if launcher() == "torchrun" and own.world != args.processes:
+        raise InputError(f"torchrun started {own.world} processes; expected --processes {own.world}")
+    checkpoint = _train(job)
+    if own.rank == 0:
+        print(checkpoint)
     return 0
+
+
+def _train(job: TrainJob) -> Path:
+    """Train in this process; of several, the first says how far it is."""
+    from harness.progress import bar
+    from harness.train.ranks import here
+
+    if here().rank:
+        return job.run()
+    with bar(job.title) as progress:
+        return job.run(progress)

@@ -47,6 +47,10 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
         hidden_size=5120, intermediate_size=13824, num_hidden_layers=40, num_attention_heads=40,
         num_key_value_heads=40, vocab_size=32000, max_position_embeddings=4096,
     ),
+    "llama2-70b": dict(
+        hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64,
+        num_key_value_heads=8, vocab_size=32000, max_position_embeddings=4096,
+    ),
     "llama3.2-3b": dict(
         hidden_size=3072, intermediate_size=8192, num_hidden_layers=28, num_attention_heads=24,
         num_key_value_heads=8, head_dim=128, vocab_size=128256, max_position_embeddings=131072,

@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 
 from harness.device import open_device
-from harness.errors import InputError
+from harness.errors import Broken, InputError
 from harness.train.ranks import here, meeting_point
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ def joined(processes: int, device: str) -> Iterator[torch.device]:
 
     ``cuda`` stands for one GPU each: that of the process's place on its node, among those that the job may see. One
     process joins nobody, whatever the environment. Raises ``InputError`` where the environment tells of another number
-    of processes, and where ``device`` names one GPU for several.
+    of processes, and where ``device`` names one GPU for several. Where another process is lost while they train, what
+    that breaks here is raised as ``Broken``.
     """
     if processes == 1:
         yield open_device(device)
@@ -78,8 +79,24 @@ def joined(processes: int, device: str) -> Iterator[torch.device]:
     )
     try:
         yield where
+    except Exception as error:
+        if _lost_another(error):
+            raise Broken(
+                f"process {own.rank} of {own.world} (from 0) lost another one of its training, whose output says why; "
+                "the same command goes on from the newest checkpoint"
+            ) from error
+        raise
     finally:
         dist.destroy_process_group()
+
+
+def _lost_another(error: BaseException | None) -> bool:
+    """Is it, or what it came of, that a process cannot be reached? gloo has no type of its own for that."""
+    while error is not None:
+        if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/transport" in str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def mean(total: Tensor, count: int) -> Tensor:

@@ -11,7 +11,8 @@ from harness import provenance
 from harness.cli.catalog import RECIPES, find
 from harness.config import digest
 from harness.data.missing import Missing
-from harness.data.stream.windows import name_of
+from harness.data.stream.window_practice import WindowExercise
+from harness.data.stream.windows import MANIFEST, name_of, open_windows
 from harness.data.text_practice import TextExercise
 from harness.errors import InputError, unknown
 from harness.train.export import read_training
@@ -21,6 +22,7 @@ from slurm.jobs import Progress
 if TYPE_CHECKING:
     import torch
 
+    from harness.data.stream.window_practice import Stream
     from harness.train.loop import Batches, Loss
     from harness.train.stage import Stage
 
@@ -72,7 +74,7 @@ class TrainJob:
     ``text`` is the prepared text of the scales that train on one (``harness.data.text``, ``harness.data.stream``), and
     of those before them that do. ``nodes`` times
     ``tasks_per_node`` processes train it together (``harness.train.distributed``), on its batches as they are; which
-    start them is the cluster's business.
+    start them is the cluster's business. Of each, ``loaders`` processes make the batches ahead, which are the same.
     """
 
     system: str
@@ -88,6 +90,7 @@ class TrainJob:
     text: Path | None = None
     nodes: int = 1
     tasks_per_node: int = 1
+    loaders: int = 0
 
     def recipe(self) -> Recipe:
         stages = find("system", RECIPES, self.system)
@@ -169,21 +172,41 @@ class TrainJob:
             return ()
         recipe: Any = self.recipe()
         found = [recipe.data.said] if isinstance(recipe.data, Missing) else []
+        if isinstance(recipe.data, WindowExercise) and (lacking := self._lacking(recipe.data)):
+            found.append(lacking)
         if recipe.after is None and recipe.init is None and self.start is None:
-            found.append("there is no decoder to start from (--checkpoint)")
+            found.append("there is no decoder to start from (--checkpoint, --start of `refrag-bench train`)")
+        if self.loaders and not isinstance(recipe.data, WindowExercise):
+            found.append("nothing but prepared windows is read ahead (--loaders)")
         if self.nodes * self.tasks_per_node > 1:
             muon = "Muon" if isinstance(recipe.stage.optimizer, Muon) else ""
             found += [f"{what} is for one process yet" for what in (muon, getattr(recipe, "for_one", "")) if what]
         return tuple(found)
 
+    def _lacking(self, data: WindowExercise) -> str:
+        """What the exercise wants of prepared windows and has not; empty where it has all."""
+        how = (
+            f"`refrag-bench data prepare` makes windows of at least {data.longest:,} tokens, with the tokenizer of the "
+            "decoder that the first stage starts from"
+        )
+        if self.text is None:
+            return f"there are no prepared windows (--text; {how})"
+        if not (self.text / MANIFEST).exists():
+            return f"there are no prepared windows at {self.text} ({how})"
+        if (length := open_windows(self.text).length) < data.longest:
+            return f"the windows at {self.text} have {length:,} tokens ({how})"
+        return ""
+
     def run(self, progress: Progress | None = None) -> Path:
         """Train from the newest checkpoint, if any, and export; returns the exported folder.
 
-        Raises ``InputError`` where the start is missing or never went through a required stage, and where this process
-        is not one of as many as the job asks for.
+        Raises ``InputError`` with all that is known to be missing; and where the start never went through a required
+        stage, and where this process is not one of as many as the job asks for.
         """
         if self.finished:
             return self.checkpoint
+        if missing := self.obstacles:
+            raise InputError(f"{self.title} cannot begin: {'; '.join(missing)}")
         recipe = self._bound(self.recipe())
         start = self._start(recipe)
         from harness.train.distributed import joined
@@ -205,10 +228,15 @@ class TrainJob:
         model, tokenizer = recipe.open(start)
         if self.recompute:
             recompute_activations(model)
+        batches = recipe.batches(model, tokenizer)
+        if self.loaders:
+            from harness.data.stream.ahead import Ahead
+
+            batches = Ahead(cast("Stream", batches), self.loaders)
         trained = train(
             recipe.stage,
             model,
-            recipe.batches(model, tokenizer),
+            batches,
             recipe.loss(),
             self.folder,
             device=device,
@@ -247,8 +275,7 @@ class TrainJob:
             return cast("Recipe", recipe)
         if self.text is None:
             raise InputError(
-                f"{self.title} trains on a prepared text: give it with --text (`refrag-bench run perplexity` makes "
-                "one, `refrag-bench data prepare` those of the stream-* scales)"
+                f"{self.title} trains on a prepared text: give it with --text (`refrag-bench run perplexity` makes one)"
             )
         return cast("Recipe", replace(recipe, data=recipe.data.over(self.text)))
 

@@ -27,6 +27,7 @@ from harness.data.stream.windows import Windows, open_windows
 from harness.data.text_practice import TextExercise, passages
 from harness.data.world.practice import Growing
 from harness.errors import InputError
+from harness.train.curriculum import build_curriculum
 from harness.train.rows import Batch, Row
 from harness.train.shares import bounds
 
@@ -46,6 +47,11 @@ class WindowExercise(TextExercise, ABC):
         assert self.folder is not None, "an exercise is bound to its windows before it is drawn from"
         return open_windows(self.folder)
 
+    @property
+    @abstractmethod
+    def longest(self) -> int:
+        """Tokens that a row takes of its window at most."""
+
     @abstractmethod
     def draw(self, rng: random.Random, step: int) -> tuple[int, int]:
         """Tokens that a row takes of its window, and rows of the batch at ``step``."""
@@ -56,19 +62,47 @@ class WindowExercise(TextExercise, ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Lengthening:
+    """How much of a context a batch has, as ``Growing``, but always in ``rows`` rows: the paper counts examples.
+
+    ``steps`` are those of the curriculum, in batches.
+    """
+
+    k: int
+    steps: int
+    max_chunks: int
+    rows: int
+    curriculum: str = "paper"
+
+    def draw(self, rng: random.Random, step: int) -> tuple[int, int]:
+        """Context tokens of a row, and rows of the batch."""
+        return build_curriculum(self.curriculum, self.max_chunks).draw(step, self.steps, rng) * self.k, self.rows
+
+
+@dataclass(frozen=True, kw_only=True)
 class WindowParagraph(WindowExercise):
-    """``rows`` times ``context`` tokens and, to be predicted, the ``output`` that follow."""
+    """``rows`` times ``context`` tokens and, to be predicted, the ``output`` that follow.
+
+    With ``growing`` contexts are as long as that says, and ``context`` at the longest.
+    """
 
     context: int
     output: int
     rows: int
+    growing: Lengthening | None = None
 
-    def draw(self, rng: random.Random, step: int) -> tuple[int, int]:  # noqa: ARG002
-        return self.context + self.output, self.rows
+    @property
+    def longest(self) -> int:
+        return self.context + self.output
+
+    def draw(self, rng: random.Random, step: int) -> tuple[int, int]:
+        context, rows = self.growing.draw(rng, step) if self.growing else (self.context, self.rows)
+        return context + self.output, rows
 
     def row(self, ids: list[int], start: list[int]) -> Row:
-        row = Row(start=start, context=passages(ids[: self.context]))
-        row.say(ids[self.context :], answer=True)
+        context = len(ids) - self.output
+        row = Row(start=start, context=passages(ids[:context]))
+        row.say(ids[context:], answer=True)
         return row
 
 
@@ -76,7 +110,11 @@ class WindowParagraph(WindowExercise):
 class WindowRepeating(WindowExercise):
     """Contexts as long as ``growing`` says, each followed by its own text; the rest of their windows is not read."""
 
-    growing: Growing
+    growing: Growing | Lengthening
+
+    @property
+    def longest(self) -> int:
+        return self.growing.k * self.growing.max_chunks
 
     def draw(self, rng: random.Random, step: int) -> tuple[int, int]:
         return self.growing.draw(rng, step)
@@ -124,15 +162,31 @@ class Stream:
 
     def own(self, rank: int, world: int) -> tuple[Batch, bool]:
         """The next batch's rows of process ``rank`` of ``world``, and whether there are any (as ``shares.share``)."""
-        rng = random.Random(f"{type(self.exercise).__name__}-{self.seed}-{self.step}")
-        length, n = self.exercise.draw(rng, self.step)
+        found = self.at(self.step, self.place, rank, world)
+        self.advance()
+        return found
+
+    def advance(self) -> None:
+        """Step over the next batch."""
+        self.step, self.place = self.after(self.step, self.place)
+
+    def after(self, step: int, place: int) -> tuple[int, int]:
+        """Where the order stands after batch ``step``, which begins at ``place``."""
+        return step + 1, place + self.drawn(step)[1]
+
+    def drawn(self, step: int) -> tuple[int, int]:
+        """Tokens that a row of batch ``step`` takes of its window, and its rows."""
+        return self.exercise.draw(random.Random(f"{type(self.exercise).__name__}-{self.seed}-{step}"), step)
+
+    def at(self, step: int, place: int, rank: int, world: int) -> tuple[Batch, bool]:
+        """As ``own``, of batch ``step``, which begins at ``place``. What comes of it depends on nothing else."""
+        length, n = self.drawn(step)
         start, stop = bounds(n, rank, world)
         counts = stop > start
         places = np.arange(start, stop) if counts else np.zeros(1, np.int64)
-        ids = self.read(self.place + places, length)
+        ids = self.read(place + places, length)
         rows = [self.exercise.row(row, list(self._start)) for row in ids.tolist()]
-        rngs = [random.Random(f"{self.seed}-{self.place + place}") for place in places.tolist()]
-        self.step, self.place = self.step + 1, self.place + n
+        rngs = [random.Random(f"{self.seed}-{place + each}") for each in places.tolist()]
         return self.collate(rows, rngs), counts
 
     def read(self, places: Places, length: int) -> NDArray[np.int64]:
