@@ -5,7 +5,7 @@
 
 PYTHON ?= python3
 VENV   ?= .venv
-EXTRAS ?= cpu,qdrant,embed,lm-eval,dev
+EXTRAS ?= cpu,qdrant,embed,lm-eval,mlflow,dev
 BIN    := $(VENV)/bin
 DEVICE ?= cpu
 comma  := ,

@@ -73,12 +73,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", type=Path, metavar="DIR", help="the prepared text of the text-* and stream-* scales")
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs lie (runs)")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument(
+        "--track",
+        metavar="URI",
+        help="track to this MLflow store, or off (default: $MLFLOW_TRACKING_URI, else RUNS/mlflow.db where MLflow is "
+        "installed); what becomes of it never touches the training",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     from harness.cli.catalog import RECIPES, SEED_NAMES
     from harness.config import load
     from harness.progress import bar
+    from harness.train.tracking import OFF, store
 
     own = RECIPES.get(args.system, {})  # a stage that a system has is meant, whatever the seed calls v2's
     stage = args.stage if args.stage in own else SEED_NAMES.get(args.stage, args.stage)
@@ -95,7 +102,8 @@ def run(args: argparse.Namespace) -> int:
         recompute=args.recompute,
         text=args.text,
     )
+    track = store(args.track, args.runs)
     with bar(job.title) as progress:
-        checkpoint = job.run(progress)
+        checkpoint = job.run(progress, track=track or OFF)
     print(checkpoint)
     return 0

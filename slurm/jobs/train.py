@@ -14,15 +14,17 @@ from harness.data.missing import Missing
 from harness.data.stream.windows import name_of
 from harness.data.text_practice import TextExercise
 from harness.errors import InputError, unknown
-from harness.train.export import read_training
+from harness.train.export import TRAINING_FILE, read_training
 from harness.train.stage import Muon
+from harness.train.tracking import parameters, store, tracking
 from slurm.jobs import Progress
 
 if TYPE_CHECKING:
     import torch
 
-    from harness.train.loop import Batches, Loss
+    from harness.train.loop import Batches, Logged, Loss
     from harness.train.stage import Stage
+    from harness.train.tracking import Run
 
 ACCEPTED = Path(__file__).resolve().parents[2] / "results" / "checkpoints"
 
@@ -176,8 +178,11 @@ class TrainJob:
             found += [f"{what} is for one process yet" for what in (muon, getattr(recipe, "for_one", "")) if what]
         return tuple(found)
 
-    def run(self, progress: Progress | None = None) -> Path:
+    def run(self, progress: Progress | None = None, *, track: str | None = None) -> Path:
         """Train from the newest checkpoint, if any, and export; returns the exported folder.
+
+        ``track`` is where to track to, a URI or ``off``, None as the environment says (``harness.train.tracking``); not
+        a field, because jobs are written down and a URI may hold a password.
 
         Raises ``InputError`` where the start is missing or never went through a required stage, and where this process
         is not one of as many as the job asks for.
@@ -185,13 +190,42 @@ class TrainJob:
         if self.finished:
             return self.checkpoint
         recipe = self._bound(self.recipe())
-        start = self._start(recipe)
+        start, uri = self._start(recipe), store(track)
         from harness.train.distributed import joined
 
         with joined(self.nodes * self.tasks_per_node, self.device) as device:
-            return self._train(recipe, start, device, progress)
+            files = [self.checkpoint / TRAINING_FILE, self.folder / "log.jsonl"]
+            with tracking(self._tracked(recipe, uri), uri or "", files) as logged:
+                return self._train(recipe, start, device, progress, logged)
 
-    def _train(self, recipe: Recipe, start: Path | None, device: torch.device, progress: Progress | None) -> Path:
+    def _tracked(self, recipe: Recipe, uri: str | None) -> Callable[[], Run] | None:
+        """What opens this training as a run of MLflow, in the first of its processes."""
+        from harness.train.distributed import rank
+
+        if uri is None or rank():
+            return None
+        made = provenance.collect(self.device)
+        about = {"system": self.system, "scale": self.scale, "seed": recipe.stage.seed}
+        about |= {"processes": self.nodes * self.tasks_per_node, "recompute": self.recompute}
+        about |= {name: made[name] for name in ("commit", "dirty", "device", "cpu", "threads")}
+        flat = dict(item for name, value in about.items() for item in parameters(value, name))
+        flat |= dict(parameters(recipe, "recipe"))
+
+        def open_run() -> Run:
+            from harness.train.mlflow_run import MlflowRun
+
+            return MlflowRun(uri, self.name, flat, self.folder, self.runs / "mlflow-artifacts")
+
+        return open_run
+
+    def _train(
+        self,
+        recipe: Recipe,
+        start: Path | None,
+        device: torch.device,
+        progress: Progress | None,
+        logged: Logged | None,
+    ) -> Path:
         history = read_training(start) if start else {}
         skipped = [stage for stage in self.skip if stage not in history.get("lineage", [])]
         import torch
@@ -213,6 +247,7 @@ class TrainJob:
             self.folder,
             device=device,
             progress=None if progress is None else _training_progress(progress, recipe.stage.steps),
+            logged=logged,
         )
         training = {
             "system": self.system,
