@@ -13,7 +13,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness.files import write_atomically
 from harness.train.tracking import Row, Status, without_secrets
@@ -35,16 +35,7 @@ class MlflowRun:
     """
 
     def __init__(self, uri: str, name: str, parameters: Mapping[str, str], folder: Path, artifacts: Path) -> None:
-        # Read at MLflow's import, or at each request. Here, in the training's thread, because two threads that import
-        # at once can meet a module half made.
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(REQUEST_S))
-        import mlflow.tracking  # noqa: F401
-
-        for noisy in ("mlflow", "alembic", "urllib3"):
-            logging.getLogger(noisy).setLevel(logging.ERROR)
-
+        _import()
         self._uri, self._store, self._name = uri, without_secrets(uri, uri), name
         self._parameters, self._folder, self._artifacts = parameters, folder, artifacts
         self._client: MlflowClient
@@ -85,13 +76,10 @@ class MlflowRun:
         """The run that this training began earlier in this store, if it is there still."""
         from mlflow.exceptions import MlflowException
 
-        try:
-            kept: dict[str, Any] = json.loads((self._folder / FILE).read_text())
-            if kept["store"] != self._store:
-                return None
-            info = self._client.get_run(kept["run"]).info
-        except (OSError, ValueError, KeyError):
+        if kept_in(self._folder) != self._store:
             return None
+        try:
+            info = self._client.get_run(json.loads((self._folder / FILE).read_text())["run"]).info
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return None
@@ -122,3 +110,48 @@ class MlflowRun:
                 if found is None:
                     raise
         return str(found.experiment_id)
+
+
+class Addition:
+    """More numbers for the run that the training in ``folder`` has in the store at ``uri`` (a ``tracking.Run``)."""
+
+    def __init__(self, uri: str, folder: Path) -> None:
+        _import()
+        self._uri, self._run = uri, json.loads((folder / FILE).read_text())["run"]
+
+    def begin(self) -> None:
+        from mlflow.tracking import MlflowClient
+
+        self._client = MlflowClient(tracking_uri=self._uri)
+
+    def write(self, rows: Sequence[Row]) -> None:
+        from mlflow.entities import Metric
+
+        for row in rows:
+            metrics = [Metric(name, value, row.at_ms, row.step) for name, value in row.values.items()]
+            self._client.log_batch(self._run, metrics=metrics)
+
+    def end(self, status: Status, files: Sequence[Path]) -> None:
+        """The run's status stays the training's."""
+
+
+def kept_in(folder: Path) -> str | None:
+    """The store, without secrets, that the training in ``folder`` was tracked to; None where it was not."""
+    try:
+        return str(json.loads((folder / FILE).read_text())["store"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _import() -> None:
+    """MLflow, in the training's thread, because two threads that import at once can meet a module half made.
+
+    Its variables are read now, or at each request.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(REQUEST_S))
+    import mlflow.tracking  # noqa: F401
+
+    for noisy in ("mlflow", "alembic", "urllib3"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)

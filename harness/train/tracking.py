@@ -198,7 +198,7 @@ def without_secrets(text: str, uri: str) -> str:
 
 def _say_off(error: Exception, uri: str) -> None:
     said = without_secrets(" ".join(f"{type(error).__name__}: {error}".split()), uri)
-    _say(f"tracking is off from here on, the training goes on: {said[:300]}")
+    _say(f"tracking is off from here on, the training goes on: {said[:400]}")
 
 
 def _say(line: str) -> None:

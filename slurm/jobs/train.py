@@ -234,16 +234,20 @@ class TrainJob:
         from harness.train.loop import train
         from harness.train.recompute import recompute_activations
         from harness.train.sharding import gathered
+        from slurm.utilisation import peak_flops, with_mfu
 
         torch.set_num_threads(1)  # the order of sums, and so the weights, must not depend on the machine's cores
         model, tokenizer = recipe.open(start)
         if self.recompute:
             recompute_activations(model)
+        loss = recipe.loss()
+        if logged:
+            loss, logged = with_mfu(model, loss, logged, peak_flops(device, recipe.stage.precision))
         trained = train(
             recipe.stage,
             model,
             recipe.batches(model, tokenizer),
-            recipe.loss(),
+            loss,
             self.folder,
             device=device,
             progress=None if progress is None else _training_progress(progress, recipe.stage.steps),
