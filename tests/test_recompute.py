@@ -95,7 +95,7 @@ def test_twenty_steps_have_the_same_losses_to_the_bit(encoder: str, precision: A
 
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_bfloat16_follows_float32(encoder: str, tmp_path: Path) -> None:
-    """Within 1e-3 of the loss at each of 20 steps. Measured on a CPU: 2.0e-4 at most with the decoder's own layer as the
+    """Within 1e-3 of the loss at each of 20 steps. Measured on a CPU: 2.0e-4 at most with a layer of the decoder as
     encoder, 1.2e-4 with RoBERTa. Weights and moments are float32 in both.
     """
     exact = curve(encoder, tmp_path / "exact", dropout=False)
