@@ -5,7 +5,7 @@
 
 PYTHON ?= python3
 VENV   ?= .venv
-EXTRAS ?= cpu,qdrant,embed,lm-eval,dev
+EXTRAS ?= cpu,qdrant,embed,lm-eval,mlflow,dev
 BIN    := $(VENV)/bin
 DEVICE ?= cpu
 # Processes that run the tests; what a file's tests share is made once, so a file stays with one of them.

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["MLFLOW_TRACKING_URI"] = "off"  # a new store takes ten seconds; the tests of tracking say where
 
 pytest_plugins = ("clusters",)
 

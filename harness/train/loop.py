@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from harness.errors import Interrupted
 from harness.train import checkpoint
 from harness.train.checkpoint import TrainingState
 from harness.train.distributed import anywhere, average, rank, world
-from harness.train.optim import build_optimizers, freeze
+from harness.train.optim import build_optimizers, freeze, rates
 from harness.train.rows import Batch
 from harness.train.sharding import clip, place
 from harness.train.shares import draw
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 Loss = Callable[["nn.Module", Batch], "Tensor"]
 Progress = Callable[[int, float, float], None]  # after every optimizer step: step, loss, tokens per second
+Logged = Callable[[Mapping[str, Any]], None]  # a row of the log
 LOG_EVERY = 10
 
 
@@ -75,11 +76,13 @@ def train(
     *,
     device: torch.device,
     progress: Progress | None = None,
+    logged: Logged | None = None,
     stop_after: int | None = None,
 ) -> Trained:
     """Run ``stage`` on ``model`` in place, from the newest checkpoint in ``folder`` if there is one.
 
-    ``loss`` returns the mean over what it supervises, a scalar. ``stop_after`` ends the call after that many
+    ``loss`` returns the mean over what it supervises, a scalar. ``logged`` is told every row of the log, in process 0;
+    its ``grad_norm`` is that before clipping. ``stop_after`` ends the call after that many
     optimizer steps in all, with a checkpoint (how a test interrupts); so does ``Interrupted`` out of ``progress``, in
     all processes where it comes in one. Raises ``NonFiniteLoss``, and ``InputError`` where a checkpoint in ``folder``
     belongs to another stage, and where several processes are given what is for one.
@@ -137,9 +140,12 @@ def train(
                 keep()
                 raise Interrupted
             if log and (step % LOG_EVERY == 0 or step == last):
-                row = {"step": step, "loss": value, "lr_scale": factor, "tokens": tokens, "tokens_per_s": round(rate)}
+                row: dict[str, Any] = {"step": step, "loss": value, "lr_scale": factor, "lr": rates(optimizers)}
+                row |= {"grad_norm": float(norm), "tokens": tokens, "tokens_per_s": round(rate)}
                 log.write(json.dumps(row) + "\n")
                 log.flush()
+                if logged:
+                    logged(row)
             if step % stage.checkpoint_every == 0 or step == last:
                 keep()
     model.eval()

@@ -53,6 +53,15 @@ def build_optimizers(parameters: dict[str, nn.Parameter], stage: Stage) -> list[
     return optimizers
 
 
+def rates(optimizers: list[torch.optim.Optimizer]) -> dict[str, float]:
+    """The learning rates that the next step takes, ``AdamW.0`` the first of AdamW's groups that differ, and so on."""
+    return {
+        f"{type(optimizer).__name__}.{place}": rate
+        for optimizer in optimizers
+        for place, rate in enumerate(dict.fromkeys(group["lr"] for group in optimizer.param_groups))
+    }
+
+
 def _is_matrix_of_a_layer(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from harness.device import open_device
 from harness.errors import GateMissed, InputError
 from harness.files import destination, write_atomically
 from harness.train.curriculum import MULTIPLIERS
+from harness.train.export import read_training
+from harness.train.tracking import VARIABLE, store, tracking, without_secrets
 from slurm.jobs import Progress
 
 if TYPE_CHECKING:
@@ -101,6 +104,7 @@ class AlignJob:
         )
         if out:
             write_atomically(out, to_json(result) + "\n")
+        _track(result)
         if self.stop and result.missed:
             raise GateMissed(f"{self.checkpoint} misses the alignment gate: {'; '.join(result.missed)}")
         return result
@@ -127,6 +131,22 @@ def _loader(checkpoint: Path) -> Callable[[Path, Any], Any]:
         return refrag_v1.checkpoint.load
     refrag_v2.checkpoint.read_config(checkpoint)  # the quickest refusal of what is not REFRAG's
     return refrag_v2.checkpoint.load_refrag
+
+
+def _track(result: Verification) -> None:
+    """Add what was measured to the checkpoint's training where that was tracked, and still may be."""
+    from harness.train.mlflow_run import Addition, kept_in
+
+    kept = kept_in(result.folder.parent)
+    uri = store(None) or (None if os.environ.get(VARIABLE) else kept)
+    if uri is None or without_secrets(uri, uri) != kept:
+        return
+    with tracking(lambda: Addition(uri, result.folder.parent), uri, ()) as logged:
+        if logged:
+            measured = {
+                str(row.chunks): {"read": plain(row.read), "floor": plain(row.floor)} for row in result.measured
+            }
+            logged({"step": read_training(result.folder).get("steps", 0), "alignment": measured})
 
 
 def to_json(result: Verification) -> str:

@@ -15,16 +15,18 @@ from harness.data.stream.window_practice import WindowExercise
 from harness.data.stream.windows import MANIFEST, name_of, open_windows
 from harness.data.text_practice import TextExercise
 from harness.errors import InputError, unknown
-from harness.train.export import read_training
+from harness.train.export import TRAINING_FILE, read_training
 from harness.train.stage import Muon
+from harness.train.tracking import parameters, store, tracking
 from slurm.jobs import Progress
 
 if TYPE_CHECKING:
     import torch
 
     from harness.data.stream.window_practice import Stream
-    from harness.train.loop import Batches, Loss
+    from harness.train.loop import Batches, Logged, Loss
     from harness.train.stage import Stage
+    from harness.train.tracking import Run
 
 ACCEPTED = Path(__file__).resolve().parents[2] / "results" / "checkpoints"
 
@@ -197,8 +199,11 @@ class TrainJob:
             return f"the windows at {self.text} have {length:,} tokens ({how})"
         return ""
 
-    def run(self, progress: Progress | None = None) -> Path:
+    def run(self, progress: Progress | None = None, *, track: str | None = None) -> Path:
         """Train from the newest checkpoint, if any, and export; returns the exported folder.
+
+        ``track`` is where to track to, a URI or ``off``, None as the environment says (``harness.train.tracking``); not
+        a field, because jobs are written down and a URI may hold a password.
 
         Raises ``InputError`` with all that is known to be missing; and where the start never went through a required
         stage, and where this process is not one of as many as the job asks for.
@@ -208,13 +213,42 @@ class TrainJob:
         if missing := self.obstacles:
             raise InputError(f"{self.title} cannot begin: {'; '.join(missing)}")
         recipe = self._bound(self.recipe())
-        start = self._start(recipe)
+        start, uri = self._start(recipe), store(track)
         from harness.train.distributed import joined
 
         with joined(self.nodes * self.tasks_per_node, self.device) as device:
-            return self._train(recipe, start, device, progress)
+            files = [self.checkpoint / TRAINING_FILE, self.folder / "log.jsonl"]
+            with tracking(self._tracked(recipe, uri), uri or "", files) as logged:
+                return self._train(recipe, start, device, progress, logged)
 
-    def _train(self, recipe: Recipe, start: Path | None, device: torch.device, progress: Progress | None) -> Path:
+    def _tracked(self, recipe: Recipe, uri: str | None) -> Callable[[], Run] | None:
+        """What opens this training as a run of MLflow, in the first of its processes."""
+        from harness.train.distributed import rank
+
+        if uri is None or rank():
+            return None
+        made = provenance.collect(self.device)
+        about = {"system": self.system, "scale": self.scale, "seed": recipe.stage.seed}
+        about |= {"processes": self.nodes * self.tasks_per_node, "recompute": self.recompute}
+        about |= {name: made[name] for name in ("commit", "dirty", "device", "cpu", "threads")}
+        flat = dict(item for name, value in about.items() for item in parameters(value, name))
+        flat |= dict(parameters(recipe, "recipe"))
+
+        def open_run() -> Run:
+            from harness.train.mlflow_run import MlflowRun
+
+            return MlflowRun(uri, self.name, flat, self.folder, self.runs / "mlflow-artifacts")
+
+        return open_run
+
+    def _train(
+        self,
+        recipe: Recipe,
+        start: Path | None,
+        device: torch.device,
+        progress: Progress | None,
+        logged: Logged | None,
+    ) -> Path:
         history = read_training(start) if start else {}
         skipped = [stage for stage in self.skip if stage not in history.get("lineage", [])]
         import torch
@@ -223,6 +257,7 @@ class TrainJob:
         from harness.train.loop import train
         from harness.train.recompute import recompute_activations
         from harness.train.sharding import gathered
+        from slurm.utilisation import peak_flops, with_mfu
 
         torch.set_num_threads(1)  # the order of sums, and so the weights, must not depend on the machine's cores
         model, tokenizer = recipe.open(start)
@@ -233,14 +268,18 @@ class TrainJob:
             from harness.data.stream.ahead import Ahead
 
             batches = Ahead(cast("Stream", batches), self.loaders)
+        loss = recipe.loss()
+        if logged:
+            loss, logged = with_mfu(model, loss, logged, peak_flops(device, recipe.stage.precision))
         trained = train(
             recipe.stage,
             model,
             batches,
-            recipe.loss(),
+            loss,
             self.folder,
             device=device,
             progress=None if progress is None else _training_progress(progress, recipe.stage.steps),
+            logged=logged,
         )
         training = {
             "system": self.system,
