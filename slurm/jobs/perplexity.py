@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.cli.catalog import SYSTEMS, find
+from harness.cli.catalog import find_system
 from harness.config import plain
 from harness.data.text import open_text
 from harness.device import open_device
@@ -18,7 +18,7 @@ from harness.protocol import LogLikelihood
 from harness.record import DecodeSpec, RunRecord, RunSpec, SystemSpec, experiment_name
 from harness.train.export import read_training
 from slurm.jobs import Progress
-from slurm.jobs.system import open_system
+from slurm.jobs.system import open_system, with_likelihood
 
 if TYPE_CHECKING:
     import torch
@@ -86,7 +86,7 @@ class PerplexityJob:
         from suites.perplexity import PerplexitySuite
 
         experiment_name(self.experiment)
-        find("system", SYSTEMS, self.system)
+        find_system(self.system)
         suite = PerplexitySuite(
             text=open_text(self.text),
             set=self.set,
@@ -103,8 +103,7 @@ class PerplexityJob:
                 f"of {suite.text.name}"
             )
         opened = open_system(self.system, self.checkpoint, self.options, dtype=self.dtype, device=self.device)
-        if not isinstance(opened.system, LogLikelihood):
-            raise InputError(f"system {self.system} generates, but gives no likelihood of a given continuation")
+        system = with_likelihood(self.system, opened.system)
         spec = RunSpec(
             suite=suite.spec,
             retrieval=None,
@@ -120,7 +119,7 @@ class PerplexityJob:
         return Scored(
             spec=spec,
             suite=suite,
-            system=opened.system,
+            system=system,
             notes=_notes(training, suite),
             device=open_device(self.device),
         )
