@@ -32,7 +32,7 @@ class FakeCell:
 
     def open(self) -> Cell:
         of = spec(passages=8, system=SystemSpec(name=self.name, config={}, checkpoint=f"weights of {self.name}"))
-        return Cell(spec=of, suite=ListSuite([]), system=None, notes=(), device=CPU)
+        return Cell(spec=of, suite=ListSuite([]), system=None, config=None, decoder=None, notes=(), device=CPU)
 
 
 def finished(runs: Path, name: str, em: Scores, hits: Scores | None = None, first: int = 0, **changes: Any) -> FakeCell:

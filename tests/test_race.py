@@ -159,7 +159,9 @@ class FakeCell:
             passages=self.passages,
             system=SystemSpec(name=self.system.name, config={"k": 16}, checkpoint=f"weights of {self.system.name}"),
         )
-        return Cell(spec=of, suite=ListSuite(self.examples), system=self.system, notes=(), device=CPU)
+        return Cell(
+            spec=of, suite=ListSuite(self.examples), system=self.system, config=None, decoder=None, notes=(), device=CPU
+        )
 
 
 CONTEXT = SuiteSpec(name="same_relation", dataset="d", split="test", limit=None, root="world-0", revision="5eed")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from harness.config import load
-from harness.errors import unknown
+from harness.errors import InputError, unknown
 
 SYSTEMS: Mapping[str, str] = {
     "standard_rag": "baselines.standard_rag:StandardRAGConfig",
@@ -20,6 +22,9 @@ SYSTEMS: Mapping[str, str] = {
     "refrag_v1": "refrag_v1.system:RefragV1SystemConfig",
     "refrag_v2": "refrag_v2.system:RefragV2Config",
 }
+
+# Those of them that also say how likely a given text is (harness.protocol.LogLikelihood); tests hold it to the systems.
+LIKELIHOODS = ("standard_rag", "no_context", "llama_k", "replug", "extract", "cepe", "refrag_v2")
 
 SUITES: Mapping[str, str] = {
     "nq": "suites.qa:build",
@@ -103,3 +108,31 @@ def find(kind: str, names: Mapping[str, Any], name: str) -> Any:
         raise unknown(kind, name, names)
     target = names[name]
     return load(target) if isinstance(target, str) else target
+
+
+def find_system(name: str) -> Any:
+    """The configuration class of a system: one of ``SYSTEMS``, or somebody's own as ``module:Class``.
+
+    An own module is looked for in the folder that the command was started in too. Raises ``InputError`` with the valid
+    names for an unknown one, and for a module that cannot be imported, has no such class or one without the two
+    methods that a system's settings have.
+    """
+    if ":" not in name:
+        return find("system", SYSTEMS, name)
+    here = str(Path.cwd())
+    if here not in sys.path:  # an installed command does not look there
+        sys.path.append(here)
+    module, _, attribute = name.partition(":")
+    try:
+        found = load(name)
+    except (ImportError, ValueError) as error:  # ValueError: an empty name
+        raise InputError(
+            f"system {name!r}: cannot import {module!r} from {here} or the installed packages: {error}"
+        ) from error
+    except AttributeError as error:
+        raise InputError(f"system {name!r}: {module} has no {attribute!r}") from error
+    if missing := [method for method in ("defaults", "build") if not callable(getattr(found, method, None))]:
+        raise InputError(
+            f"system {name!r}: expected a dataclass with defaults() and build(), {', '.join(missing)} missing"
+        )
+    return found

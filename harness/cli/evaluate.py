@@ -63,7 +63,7 @@ what is asked (--ask NAME=VALUE); lengths and distances in tokens of the checkpo
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = DESCRIPTION, EPILOG + SETTINGS
-    parser.add_argument("--system", required=True, help=", ".join(SYSTEMS))
+    parser.add_argument("--system", required=True, help=f"{', '.join(SYSTEMS)}, or your own as module:Class")
     parser.add_argument("--suite", required=True, help=", ".join([*SUITES, *ASKED_SUITES, *MADE_SUITES]))
     parser.add_argument(
         "--ask",

@@ -24,7 +24,9 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = DESCRIPTION, EPILOG + SETTINGS
     parser.add_argument("question", metavar="QUESTION")
-    parser.add_argument("--system", default="standard_rag", help=f"{', '.join(SYSTEMS)} (standard_rag)")
+    parser.add_argument(
+        "--system", default="standard_rag", help=f"{', '.join(SYSTEMS)}, or your own as module:Class (standard_rag)"
+    )
     add_decoder_arguments(parser)
     parser.add_argument("--index", type=Path, metavar="DIR", help="index folder to retrieve from")
     parser.add_argument("--passages", type=int, default=4, metavar="N", help="passages to read (4)")

@@ -27,6 +27,8 @@ VERBS = (
     "generate",
     "inspect",
     "evaluate",
+    "lm-eval",
+    "export",
     "latency",
     "tables",
     "report",
@@ -40,8 +42,8 @@ VERBS = (
     "doctor",
 )
 
-# Where a verb's file has another name: as a script, main.py would find it in place of the standard library's.
-FILES = {"inspect": "inspection"}
+# Where a verb's file has another name: as a script, main.py would find it in place of the module of that name.
+FILES = {"inspect": "inspection", "lm-eval": "lm_evaluation"}
 
 # What a user can mend: space, rights, quotas. Every other OSError keeps its traceback.
 MENDABLE = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR}

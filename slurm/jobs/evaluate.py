@@ -7,7 +7,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.cli.catalog import ASKED_SUITES, MADE_SUITES, SUITES, SYSTEMS, find
+from harness.cli.catalog import ASKED_SUITES, MADE_SUITES, SUITES, find, find_system
 from harness.config import plain
 from harness.data.sources import DataRoot
 from harness.data.world import is_world
@@ -24,6 +24,8 @@ from slurm.jobs.system import open_system, read_settings
 
 if TYPE_CHECKING:
     import torch
+
+    from harness.model.load import Decoder
 
 WORLD_READER = "The decoder was trained on the synthetic world alone."
 HAND_BUILT = "Its training started from a hand-built match-and-copy circuit (harness/model/circuit_init.py)."
@@ -42,6 +44,8 @@ class Cell:
     spec: RunSpec
     suite: Suite
     system: System[Any]
+    config: Any
+    decoder: Decoder
     notes: tuple[str, ...]
     device: torch.device
 
@@ -106,7 +110,7 @@ class EvaluateJob:
                 f"expected a batch and a limit of at least 1 question, got {self.batch_size} and {self.limit}"
             )
         experiment_name(self.experiment)
-        find("system", SYSTEMS, self.system)
+        find_system(self.system)
         suite, passages, root = self._made() if self.suite in MADE_SUITES else self._found()
 
         device = open_device(self.device)
@@ -136,7 +140,15 @@ class EvaluateJob:
             metric_version=METRIC_VERSION,
         )
         notes = _notes(read_training(Path(self.checkpoint)), root)
-        return Cell(spec=spec, suite=suite, system=opened.system, notes=notes, device=device)
+        return Cell(
+            spec=spec,
+            suite=suite,
+            system=opened.system,
+            config=opened.config,
+            decoder=opened.decoder,
+            notes=notes,
+            device=device,
+        )
 
     def _found(self) -> tuple[Any, int, str | None]:
         """The suite whose questions lie in the data root, how many passages it gives, and the root's name."""

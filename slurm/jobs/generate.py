@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.cli.catalog import SYSTEMS, find
+from harness.cli.catalog import find_system
 from harness.device import open_device
 from slurm.jobs.evaluate import check_counts
 from slurm.jobs.system import open_system
@@ -31,7 +31,7 @@ class GenerateJob:
     def run(self) -> dict[str, Any]:
         """The passages, the answer and its times."""
         check_counts(passages=self.passages, max_new_tokens=self.max_new_tokens)
-        find("system", SYSTEMS, self.system)
+        find_system(self.system)
         from harness.retrieval import open_index
         from harness.timing import timed_batch
 

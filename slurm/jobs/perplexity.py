@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.cli.catalog import SYSTEMS, find
+from harness.cli.catalog import find_system
 from harness.config import plain
 from harness.data.text import open_text
 from harness.device import open_device
@@ -19,7 +19,7 @@ from harness.protocol import LogLikelihood
 from harness.record import DecodeSpec, RunRecord, RunSpec, SystemSpec, experiment_name
 from harness.train.export import read_training
 from slurm.jobs import Progress
-from slurm.jobs.system import Opened, open_system
+from slurm.jobs.system import Opened, open_system, with_likelihood
 
 if TYPE_CHECKING:
     import torch
@@ -93,7 +93,7 @@ class PerplexityJob:
         from suites.reconstruction import ReconstructionSuite
 
         experiment_name(self.experiment)
-        find("system", SYSTEMS, self.system)
+        find_system(self.system)
         suite = (ReconstructionSuite if self.again else PerplexitySuite)(
             text=open_text(self.text),
             set=self.set,
@@ -110,8 +110,7 @@ class PerplexityJob:
                 f"of {suite.text.name}"
             )
         opened = _opened(self.system, self.checkpoint, tuple(self.options.items()), self.dtype, self.device)
-        if not isinstance(opened.system, LogLikelihood):
-            raise InputError(f"system {self.system} generates, but gives no likelihood of a given continuation")
+        system = with_likelihood(self.system, opened.system)
         spec = RunSpec(
             suite=suite.spec,
             retrieval=None,
@@ -127,7 +126,7 @@ class PerplexityJob:
         return Scored(
             spec=spec,
             suite=suite,
-            system=opened.system,
+            system=system,
             notes=_notes(training, suite),
             device=open_device(self.device),
         )

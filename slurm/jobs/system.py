@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
-from harness.cli.catalog import SYSTEMS, find
+from harness.cli.catalog import LIKELIHOODS, find_system
 from harness.errors import InputError, unknown
-from harness.protocol import Demonstration, System
+from harness.protocol import Demonstration, LogLikelihood, System
+
+if TYPE_CHECKING:
+    from harness.model.load import Decoder
 
 BOOLEANS = {"true": True, "false": False}
 
@@ -20,7 +23,11 @@ class Opened:
 
     system: System[Any]
     config: Any
-    checkpoint: str
+    decoder: Decoder
+
+    @property
+    def checkpoint(self) -> str:
+        return self.decoder.checkpoint
 
 
 def open_system(
@@ -38,14 +45,24 @@ def open_system(
     ``demonstrations`` stand before every prompt. ``cache`` is a folder for what the system may keep of its encoding.
     Raises ``InputError`` for unknown names, settings and checkpoints.
     """
-    config_type = find("system", SYSTEMS, name)
+    config_type = find_system(name)
     config = configure(name, config_type, checkpoint, options)
 
     from harness.model.load import load_decoder
 
     decoder = load_decoder(checkpoint, dtype=dtype, device=device)
     decoder = dataclasses.replace(decoder, demonstrations=demonstrations)
-    return Opened(system=config.build(decoder, cache), config=config, checkpoint=decoder.checkpoint)
+    return Opened(system=config.build(decoder, cache), config=config, decoder=decoder)
+
+
+def with_likelihood(name: str, system: Any) -> LogLikelihood[Any]:
+    """``system``, which can score a given text. Raises ``InputError`` naming those that can where it cannot."""
+    if not isinstance(system, LogLikelihood):
+        raise InputError(
+            f"system {name} generates, but gives no likelihood of a given text; systems that do: "
+            f"{', '.join(LIKELIHOODS)}"
+        )
+    return system
 
 
 def configure(name: str, config_type: Any, checkpoint: str, options: Mapping[str, Any]) -> Any:
