@@ -27,7 +27,10 @@ WORLD = "world-0"  # the data root that the captions speak of
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What ``slurm.jobs.compare`` left: ``document`` has the means of each way by seed, and the paired tests."""
+    """What ``slurm.jobs.compare`` left: ``document`` has the means of each way by seed, and the paired tests.
+
+    Or ``slurm.jobs.differences``, where ``document`` names its runs.
+    """
 
     path: Path
     document: Mapping[str, Any]
@@ -84,7 +87,7 @@ class Evidence:
     def by_seed(self, name: str, way: str) -> Own | None:
         """Exact match of a way of training in the comparison ``name``, one number a seed; its value is their mean."""
         found = self.comparisons.get(name)
-        if found is None or way not in found.document["means"]:
+        if found is None or way not in found.document.get("means", {}):
             return None
         scores: Sequence[float] = found.document["means"][way]["em"]
         return Own(
@@ -95,6 +98,17 @@ class Evidence:
             path=found.path,
             at=f"{way}; value: mean of {len(scores)} seeds",
         )
+
+    def runs(self, name: str, line: str) -> list[Record]:
+        """The runs that the differences ``name`` call ``line``, in the first folder that has all of them."""
+        found = self.comparisons.get(name)
+        named = found.document.get("names", {}) if found else {}
+        wanted = [run_id for run_id, own in named.items() if own == line]
+        for records in self.records:
+            by_id = {record.run_id: record for record in records}
+            if wanted and all(run_id in by_id for run_id in wanted):
+                return [by_id[run_id] for run_id in wanted]
+        return []
 
     def race(self, of: Record) -> Record | None:
         """The race in which the system of ``of`` was timed over as many passages."""
@@ -157,7 +171,12 @@ def read_evidence(folders: Iterable[Path]) -> Evidence:
 def _comparisons(folders: Iterable[Path]) -> dict[str, Comparison]:
     """By name, of the first folder that has it. Raises ``InputError`` for a damaged file."""
     found: dict[str, Comparison] = {}
-    for path in (path for folder in folders for path in sorted(folder.rglob("comparison.json"))):
+    for path in (
+        path
+        for folder in folders
+        for name in ("comparison.json", "differences.json")
+        for path in sorted(folder.rglob(name))
+    ):
         try:
             document: dict[str, Any] = json.loads(path.read_bytes())
             found.setdefault(document["name"], Comparison(path=path, document=document))

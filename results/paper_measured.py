@@ -8,7 +8,7 @@ output is put under the paper's column that is as many times as long as what the
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -216,8 +216,28 @@ def equal_rate(evidence: Evidence, rows: Sequence[str], columns: Sequence[str]) 
         + "; ".join(f"{row.partition(' ')[0]}: {values[row, ANSWERS].at}" for row in at if (row, ANSWERS) in values)
         + ". Paired difference: expansion-positions.md; every share and selector: expansion-shares.md.",
     )
+    values |= _chosen(evidence)
     answered = any(column == ANSWERS for _, column in values)
     return [replace(found, values=values, notes=(*found.notes, *(notes if answered else ())))]
+
+
+def _chosen(evidence: Evidence) -> dict[tuple[str, str], Own]:
+    """Log-perplexity on text at k = 16 with the chunks that a policy chose, where s is as long as was trained on."""
+    found = {}
+    for run in evidence.runs("text_policy", "REFRAG_16, 1/16 by the policy"):
+        suite, name = run.spec["suite"], next(key for key, own in SETS.items() if own == run.spec["suite"]["set"])
+        score = run.metrics[f"log_perplexity_{suite['output']}"]
+        found[f"REFRAG_16+RL s={TRAINED}", f"{name} P{TRAINED}"] = Own(
+            text=f"{score.mean:.3f} [{score.low:.3f}, {score.high:.3f}]",
+            how="measured",
+            value=score.mean,
+            low=score.low,
+            high=score.high,
+            n=score.n,
+            path=run.path,
+            at=f"s = {suite['context']}, o = {suite['output']}",
+        )
+    return found
 
 
 def _rates() -> dict[tuple[str, str], Own]:
@@ -243,7 +263,8 @@ def without_curriculum(evidence: Evidence) -> list[Measured]:
         ("REFRAG w/o curriculum", ALIGNED): "none",
         ("REFRAG with curriculum", ALIGNED): "9 stages",
     }
-    return [_by_seed(evidence, "curriculum-pairs", ways)]
+    lines = {"REFRAG w/o curriculum": "no curriculum", "REFRAG with curriculum": "the paper's curriculum"}
+    return [_by_seed(evidence, "curriculum-pairs", ways), *_on_text(evidence, "text_curriculum", lines)]
 
 
 def without_reconstruction(evidence: Evidence) -> list[Measured]:
@@ -256,7 +277,39 @@ def without_reconstruction(evidence: Evidence) -> list[Measured]:
             ("REFRAG with reconstruction", "reconstruction then CPT"),
         )
     }
-    return [_by_seed(evidence, "order-pairs", ways)]
+    lines = {"REFRAG w/o reconstruction": "CPT alone", "REFRAG with reconstruction": "reconstruction, then CPT"}
+    return [_by_seed(evidence, "order-pairs", ways), *_on_text(evidence, "text_order", lines)]
+
+
+def _on_text(evidence: Evidence, experiment: str, lines: Mapping[str, str]) -> Iterator[Measured]:
+    """Log-perplexity on real text of each row's line, the mean of books and LaTeX, at each size that was run."""
+    for size, parameters in (("", "1.1 M"), ("-mini", "91 M")):
+        found = {row: runs for row, line in lines.items() if (runs := evidence.runs(f"{experiment}{size}", line))}
+        if not found:
+            continue
+        suite = next(iter(found.values()))[0].spec["suite"]
+        of = f"log_perplexity_{suite['output']}"
+        at = f"s = {suite['context']:,}, o = {suite['output']}"
+        means = {row: sum(run.metrics[of].mean for run in runs) / len(runs) for row, runs in found.items()}
+        yield Measured(
+            heading=f"{OURS}, {parameters} parameters: {at}",
+            values={
+                (row, f"P{TRAINED}"): Own(
+                    text=f"{mean:.3f}",
+                    how="measured",
+                    value=mean,
+                    path=found[row][0].path,
+                    at=f"{at}; mean of two sets",
+                )
+                for row, mean in means.items()
+            },
+            notes=(
+                f"Ours, {parameters} parameters: REFRAG_8 on books and LaTeX, nats per token, one seed, under the "
+                "column of the whole output; the paired difference of each set with its interval is in "
+                f"{experiment}{size}.md. Not comparable with the paper's numbers, only with each other.",
+            ),
+            everywhere=False,
+        )
 
 
 def _by_seed(evidence: Evidence, name: str, ways: Mapping[tuple[str, str], str]) -> Measured:

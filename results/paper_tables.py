@@ -120,7 +120,10 @@ def _takes_perplexity(row: str, column: str) -> str:
     if "s=16384" in column:
         return "windows of eight times the trained context, which is not among `CONTEXTS` of slurm/sweeps/perplexity.py"
     if "+RL" in row:
-        return "a policy trained on text (`refrag_v2 policy` has recipes for the synthetic world alone)"
+        return (
+            "`refrag-bench run text_ablation --data DIR` for the small version at s = 2048; for the paper's size "
+            + TRAINED
+        )
     return SMALL + (TRAINED if "REFRAG" in row else UNTRAINED)
 
 
@@ -131,7 +134,8 @@ def _takes_ablation(experiment: str, row: str, column: str) -> str:
         if "REFRAG" in row:
             return "`refrag-bench run curriculum` (12 minutes of one core)"
         return "that reader on the ablations' questions (four passages of two people), which no experiment asks"
-    return f"{TRAINED}, here with and without that stage or schedule" if "REFRAG" in row else UNTRAINED
+    small = "`refrag-bench run text_ablation --data DIR` for the small version, under P2048; for the paper's size "
+    return f"{small}{TRAINED}, here with and without that stage or schedule" if "REFRAG" in row else UNTRAINED
 
 
 # --- Table 6 and Table 9: theory
