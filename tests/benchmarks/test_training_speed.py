@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from interleaved import interleave, report
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, Trainer, TrainingArguments
 
 from harness.data.world.practice import Copying, Growing, Quizzing
 from harness.data.world.tokenizer import build_tokenizer
@@ -127,7 +127,9 @@ def test_against_trainer(device: str, tmp_path: Path, monkeypatch: pytest.Monkey
             disable_tqdm=True,
             dataloader_pin_memory=False,
         )
-        losses["Trainer"].append(Trainer(model=plain, args=settings, train_dataset=rows).train().training_loss)
+        trainer = Trainer(model=plain, args=settings, train_dataset=rows)
+        trainer.remove_callback(PrinterCallback)
+        losses["Trainer"].append(trainer.train().training_loss)
         return ids.numel()
 
     rates = interleave({"REFRAG v2": ours, "Trainer": theirs}, rounds=5)
