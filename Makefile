@@ -18,15 +18,16 @@ STAMP  := $(VENV)/.stamp-$(subst $(comma),-,$(EXTRAS))
 
 export HF_HUB_OFFLINE ?= 1
 # Of matrices as small as the tests' a second thread makes a slower test.
-test slow cluster-short cluster-test: export OMP_NUM_THREADS ?= 1
+test slow docs-test cluster-short cluster-test: export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test check slow cluster-packages cluster-short cluster-test bench gpu help clean
+.PHONY: run test check slow docs-test cluster-packages cluster-short cluster-test bench gpu help clean
 
 help:
 	@echo "make run     set up, then run the tiny experiment and draw results/ (minutes on 2 cores)"
 	@echo "make test    set up, then run the tests"
 	@echo "make check   ruff, mypy, import contracts"
 	@echo "make slow    proofs that take minutes: kill -9 on the real command"
+	@echo "make docs-test  every command in docs/ that needs nothing but this machine, the slow ones too"
 	@echo "make cluster-short  seven of the next in two minutes, as .ci/run does; make cluster-packages installs what it needs"
 	@echo "make cluster-test   a real SLURM on this machine: arrays, requeues, preemption (Debian packages; no skip)"
 	@echo "make bench   benchmarks: decode loop, lm-eval, training step, a million rows verified and drawn (DEVICE=cuda)"
@@ -48,6 +49,9 @@ check: $(STAMP)
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -q -s -m slow tests
+
+docs-test: $(STAMP)
+	$(BIN)/python -m pytest -q -m "slow or not slow" tests/test_docs.py
 
 cluster-packages: $(STAMP)
 	@packages="$$($(BIN)/python -c 'from slurm.local_cluster import missing_packages as m; print(*set(m().values()))')" && \

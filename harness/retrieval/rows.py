@@ -52,10 +52,14 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
 def read_rows(path: Path) -> tuple[list[Example], str]:
     """The rows of a file as examples with passages, and the digest of its uncompressed bytes.
 
-    Raises ``InputError`` when the file is absent, or naming the line that is broken or the row that lacks something.
+    Raises ``InputError`` when the file is absent or has no row, or naming the line that is broken or the row that
+    lacks something.
     """
     content = _read(path)
-    return list(_parse(content, path)), _digest(content)
+    rows = list(_parse(content, path))
+    if not rows:
+        raise InputError(f"{path}: expected at least one row in DPR/FiD form, found none")
+    return rows, _digest(content)
 
 
 def _read(path: Path) -> bytes:

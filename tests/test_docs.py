@@ -1,0 +1,190 @@
+"""The documentation is true: every command in docs/ is run, in a temporary folder, or says what it needs.
+
+A block of commands is fenced as ``sh``. The comment right above it may be ``<!-- not run: REASON -->`` (one of
+``REASONS``) or ``<!-- slow -->`` (run by ``make docs-test`` alone). ``<!-- file: NAME -->`` above any block puts it
+into the folder under that name: so the system of the tutorial is the one on the page. Commands run in this process,
+where torch is loaded already.
+"""
+
+import csv
+import json
+import re
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import PROJECT
+
+from harness.cli.main import main
+
+DOCS = PROJECT / "docs"
+PAGES = tuple(sorted(path.name for path in DOCS.glob("*.md")))
+REASONS = {"real model", "server", "cluster", "gpu", "repository"}
+NOT_RUN = {"gate.md": 2, "how-to.md": 4, "tutorial.md": 1}
+FENCE = re.compile(r"(?:<!-- (?P<mark>[^\n]*?) -->\n)?^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+TUTORIAL = "first_words"
+
+
+@dataclass(frozen=True)
+class Block:
+    mark: str
+    kind: str
+    text: str
+
+    @property
+    def commands(self) -> list[list[str]]:
+        return [shlex.split(line) for line in self.text.replace("\\\n", " ").splitlines() if line]
+
+    @property
+    def is_run(self) -> bool:
+        return self.kind == "sh" and not self.mark.startswith("not run: ")
+
+
+def blocks(page: str) -> list[Block]:
+    text = (DOCS / page).read_text(encoding="utf-8")
+    return [Block(m["mark"] or "", m["kind"], m["text"]) for m in FENCE.finditer(text)]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_is_not_run_says_why(page: str) -> None:
+    marks = [block.mark for block in blocks(page)]
+    refused = [mark.removeprefix("not run: ") for mark in marks if mark.startswith("not run: ")]
+    assert set(refused) <= REASONS
+    assert len(refused) == NOT_RUN.get(page, 0), "one more or less than was agreed"
+    for mark in marks:
+        assert re.fullmatch(r"|slow|counts|not run: .+|file: [\w.-]+", mark), mark
+    for block in blocks(page):
+        if block.kind not in ("sh", "yaml", "bash"):
+            assert not re.search(r"^refrag-bench ", block.text, re.MULTILINE), "commands are fenced as sh"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where a reader starts: nothing but the project's checkpoints and records."""
+    (tmp_path / "results").mkdir()
+    for name in ("checkpoints", "records"):
+        (tmp_path / "results" / name).symlink_to(PROJECT / "results" / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("REFRAG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("REFRAG_DATA", raising=False)
+    before = list(sys.path)
+    yield tmp_path
+    sys.path[:] = before
+    sys.modules.pop(TUTORIAL, None)
+
+
+def follow(page: str, folder: Path, *, slow: bool) -> int:
+    """Do what ``page`` says; how many commands were run."""
+    done = 0
+    for block in blocks(page):
+        if block.mark.startswith("file: "):
+            (folder / block.mark.removeprefix("file: ")).write_text(block.text, encoding="utf-8")
+        if not block.is_run or (block.mark == "slow" and not slow):
+            continue
+        for words in block.commands:
+            assert words[0] == "refrag-bench", words
+            assert main(words[1:]) == 0, words
+            done += 1
+    return done
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_the_tutorial(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("lm_eval", reason="needs the extra lm-eval")
+    assert follow("tutorial.md", folder, slow=False) == 7
+    records = [json.loads(path.read_text()) for path in (folder / "runs").rglob("record.json")]
+    assert {record["spec"]["suite"]["name"] for record in records} == {
+        "same_relation", "passkey", "long_range", "topiocqa", "arxiv_summary",
+    }  # fmt: skip
+    assert {record["spec"]["system"]["name"] for record in records} == {"first_words:FirstWordsConfig"}
+    assert not any(record["n_errors"] for record in records)
+    assert len(list((folder / "runs" / "lm-eval").rglob("samples_*.jsonl"))) == 4
+    assert len(list((folder / "exported").rglob("samples_*.jsonl"))) == 1
+    code = next(block.text for block in blocks("tutorial.md") if block.kind == "python")
+    assert len(code.splitlines()) <= 60
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_the_tutorials_system_is_standard_rag_where_nothing_is_cut(folder: Path) -> None:
+    from slurm.jobs.evaluate import EvaluateJob
+
+    (folder / f"{TUTORIAL}.py").write_text(next(b.text for b in blocks("tutorial.md") if b.kind == "python"))
+    (checkpoint,) = (PROJECT / "results" / "checkpoints" / "standard_rag").iterdir()
+
+    def answers(system: str, **options: object) -> list[str]:
+        asked = {"length": 128, "instructions": False}
+        job = EvaluateJob(
+            system=system,
+            suite="passkey",
+            checkpoint=str(checkpoint),
+            asked=asked,
+            limit=8,
+            options=options,
+            runs=folder,
+        )
+        record = job.run()
+        path = folder / "passkey" / system / record.run_id / "predictions.jsonl"
+        return [json.loads(line)["prediction"] for line in path.read_text().splitlines()]
+
+    whole = answers("standard_rag")
+    assert answers("first_words:FirstWordsConfig", words=64) == whole
+    assert answers("first_words:FirstWordsConfig", words=1) != whole
+
+
+def test_the_other_pages(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from slurm.cluster import find_profile
+
+    done = {page: follow(page, folder, slow=False) for page in PAGES if page != "tutorial.md"}
+    assert done == {"claims.md": 0, "gate.md": 0, "how-to.md": 2, "quantities.md": 0}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REFRAG_SITE", str(folder / "site.toml"))
+        assert find_profile("h100").partition == "gpu-long"  # type: ignore[union-attr]
+
+
+@pytest.mark.slow
+def test_the_slow_blocks(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert follow("claims.md", folder, slow=True) == 1
+    assert "the seed's claims" in capsys.readouterr().out
+
+
+def test_the_count_of_claims_is_that_of_the_table() -> None:
+    with (PROJECT / "results" / "tables" / "claims.csv").open(encoding="utf-8", newline="") as file:
+        counts = Counter(row["Verdict"] for row in csv.DictReader(file))
+    lines = [f"| {verdict} | {n} |" for verdict, n in counts.most_common()]
+    expected = "\n".join(["| verdict of the claim against the paper | items |", "|---|--:|", *lines])
+    page = (DOCS / "claims.md").read_text(encoding="utf-8")
+    assert re.search(r"<!-- counts -->\n\n(.*?)\n\n<!-- /counts -->", page, re.DOTALL)[1] == expected
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_somewhere(page: str) -> None:
+    text = (DOCS / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+        assert target.startswith("http") or (DOCS / target).exists(), target
+
+
+def test_every_score_is_explained() -> None:
+    from harness.metrics import DIALECTS
+
+    page = (DOCS / "quantities.md").read_text(encoding="utf-8")
+    assert {name for name in DIALECTS if f"`{name}`" not in page} == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere_at_all:Config", "cannot import 'nowhere_at_all'"),
+        ("json:Config", "json has no 'Config'"),
+        ("json:JSONDecoder", "expected a dataclass with defaults"),
+        (":Config", "cannot import ''"),
+        ("json:", "json has no ''"),
+    ],
+)
+def test_an_own_system_that_is_none(folder: Path, capsys: pytest.CaptureFixture[str], name: str, message: str) -> None:
+    assert main(["evaluate", "--system", name, "--suite", "passkey", "--ask", "length=128", "--checkpoint", "x"]) == 2
+    err = capsys.readouterr().err
+    assert message in err and len(err.splitlines()) == 1
