@@ -12,7 +12,7 @@ from conftest import PROJECT
 from harness.errors import InputError
 from harness.train.curriculum import MULTIPLIERS, paper_table8
 from results import paper_figures
-from results.evidence import Evidence, read_evidence
+from results.evidence import RACE, Evidence, read_evidence
 from results.expansion import SELECTORS
 from results.ledger import filter as of
 from results.ledger import read_ledger
@@ -30,6 +30,12 @@ def ledger() -> Ledger:
 @pytest.fixture(scope="module")
 def evidence() -> Evidence:
     return read_evidence([PROJECT / "results" / "records"])
+
+
+def test_a_part_of_the_evidence_keeps_every_race(evidence: Evidence) -> None:
+    """A race belongs to whatever system it timed, not to one experiment."""
+    kept = [record for records in evidence.of("no such experiment").records for record in records]
+    assert kept == [record for records in evidence.records for record in records if record.suite == RACE] != []
 
 
 def panels_of(name: str, ledger: Ledger, evidence: Evidence) -> list[Any]:
