@@ -18,7 +18,7 @@ from harness.errors import InputError
 from harness.roofline_limits import ttft_ratio_theory
 from results import paper_tables, replication, seed_tables
 from results.draw import Files
-from results.evidence import Evidence, read_evidence
+from results.evidence import Comparison, Evidence, read_evidence
 from results.layouts import DIFFERS, IMPOSSIBLE, OURS, PAPER, SEED, Cell, Layout, Line, Own
 from results.ledger import Entry, read_ledger
 from results.paper_measured import ANSWERS, RATE, Measured
@@ -258,13 +258,14 @@ def test_log_perplexities_stand_where_the_papers_lengths_are_as_many_times_the_t
             asked = re.search(r"(?:P|o=)(\d+)", each.column), re.search(r"s=(\d+)", f"{each.column} {each.row}")
             assert all(asked)
             output, context = (int(match[1]) for match in asked if match)
-            assert (int(told["context"]) * 8, int(told["output"]) * 16) == (context, output)
+            s, o = {128: (256, 128), 256: (1024, 256)}[spec["output"]]  # what the tiny and the mini were trained on
+            assert (int(told["context"]) * 2048 // s, int(told["output"]) * 2048 // o) == (context, output)
             assert spec["context"] in (0, int(told["context"]))
             assert each.column.startswith({"arxiv": "Arxiv", "book": "Book"}[spec["set"]])
             score = read_record(each.own.path).metrics[f"log_perplexity_{told['output']}"]
             assert (each.own.value, each.own.low, each.own.high) == (score.mean, score.low, score.high)
             found += 1
-    assert found == 8 * 6 + 7 * 4 + 2 * 6
+    assert found == 2 * (8 * 6 + 7 * 4) + 2 * 6
 
 
 def test_every_system_of_the_small_perplexities_is_in_its_own_row(layouts: dict[str, Layout]) -> None:
@@ -281,8 +282,14 @@ def test_every_system_of_the_small_perplexities_is_in_its_own_row(layouts: dict[
 
 def test_lines_of_ours_say_their_conditions(layouts: dict[str, Layout]) -> None:
     headings = {name: {line.source for line in layouts[name].lines} - {PAPER} for name in layouts}
-    assert headings["paper-table-1"] == {"ours, small: s = 256; o = 32 / 64 / 128"}
-    assert headings["paper-table-2"] == {"ours, small: s = 512 / 1,024; o = 128"}
+    assert headings["paper-table-1"] == {
+        "ours, 1.1 M parameters: s = 256; o = 32 / 64 / 128",
+        "ours, 91 M parameters: s = 1,024; o = 64 / 128 / 256",
+    }
+    assert headings["paper-table-2"] == {
+        "ours, 1.1 M parameters: s = 512 / 1,024; o = 128",
+        "ours, 91 M parameters: s = 2,048 / 4,096; o = 256",
+    }
     assert headings["paper-table-3"] == {"ours, synthetic world", "ours, real questions"}
     assert any("not comparable" in note.lower() or "set against" in note for note in layouts["paper-table-1"].notes)
 
@@ -304,6 +311,28 @@ def test_ablations_are_shown_by_seed_from_their_comparison(layouts: dict[str, La
             assert own.value == pytest.approx(sum(scores) / 3)
     none = cell(layouts["seed-table-11"], "No curriculum", "Final Accuracy", OURS).own
     assert none is not None and none.text == "1.8 / 93.0 / 96.4"
+
+
+def test_text_ablations_stand_under_the_whole_output_as_the_mean_of_their_sets(
+    ledger: Ledger, evidence: Evidence
+) -> None:
+    """Any four runs of two systems in two sets, under the names that the ablations give their lines."""
+    text = [
+        r for records in evidence.records for r in records if "perplexity" in r.experiments and r.system == "refrag_v2"
+    ]
+    by_set = {name: [r for r in text if r.spec["suite"]["set"] == name][:2] for name in ("arxiv", "book")}
+    lines = ("CPT alone", "reconstruction, then CPT")
+    names = {runs[i].run_id: line for runs in by_set.values() for i, line in enumerate(lines)}
+    document = {"name": "text_order", "names": names, "tests": []}
+    given = replace(evidence, comparisons={"text_order": Comparison(path=Path("differences.json"), document=document)})
+    layout = TABLES["paper-table-12"](ledger, given)
+    for i, row in enumerate(("REFRAG w/o reconstruction", "REFRAG with reconstruction")):
+        (own,) = [c.own for c in layout.cells if c.row == row and c.own and c.column == "P2048"]
+        runs = [runs[i] for runs in by_set.values()]
+        output = runs[0].spec["suite"]["output"]
+        assert own.value == sum(run.metrics[f"log_perplexity_{output}"].mean for run in runs) / 2
+    unnamed = replace(given, comparisons={})
+    assert not [c for c in TABLES["paper-table-12"](ledger, unnamed).cells if c.own]
 
 
 def test_the_answers_of_table_13_are_those_of_the_expansion_experiment(layouts: dict[str, Layout]) -> None:
