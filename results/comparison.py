@@ -35,19 +35,19 @@ def write_comparison(document: Mapping[str, Any], out: Path) -> None:
         write_atomically(path, text)
 
 
-def run_names(folders: Iterable[Path], experiment: str) -> dict[str, str]:
-    """What the comparisons of an experiment call its runs, by run id: the way, and which seed where it has several.
+def run_names(folders: Iterable[Path], experiments: Iterable[str]) -> dict[str, dict[str, str]]:
+    """What the comparisons of each experiment call its runs, by run id: the way, and which seed where it has several.
 
     Raises ``InputError`` for a damaged file.
     """
-    found: dict[str, str] = {}
+    found: dict[str, dict[str, str]] = {experiment: {} for experiment in experiments}
     for path in (path for folder in folders for path in sorted(folder.rglob("comparison.json"))):
         try:
             document = json.loads(path.read_bytes())
-            if document["name"].startswith(f"{experiment}-"):
+            for names in (names for name, names in found.items() if document["name"].startswith(f"{name}-")):
                 for way, runs in document["runs"].items():
                     for seed, run_id in enumerate(runs):
-                        found.setdefault(run_id, f"{way}, seed {seed}" if len(runs) > 1 else way)
+                        names.setdefault(run_id, f"{way}, seed {seed}" if len(runs) > 1 else way)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path} is no comparison: {error}") from None
     return found

@@ -71,9 +71,9 @@ def draw(
             f"none of the {len(found)} records answers questions, so there is no accuracy table to draw; "
             f"suites with one: {', '.join(tables.suites_of(metric))}"
         )
-    built = {}
+    built, called = {}, run_names(folders, names)
     for name in names:
-        table = tables.build_table(found, experiment=name, metric=metric, called=run_names(folders, name))
+        table = tables.build_table(found, experiment=name, metric=metric, called=called[name])
         stem = name if metric == "em" else f"{name}-{metric}"
         files |= drawn({out / "figures" / stem: partial(picture_of, table)}, painters)
         built[stem] = table

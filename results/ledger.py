@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from harness.errors import InputError, unknown
@@ -63,10 +64,16 @@ def read_ledger(folder: Path = REFERENCE) -> list[Entry]:
     Raises ``InputError`` on a file whose columns are neither of the two known kinds, a row of the wrong width, a source
     that belongs to no class, and words that conditions cannot be read from: a number of unknown origin is not let in.
     """
+    return list(_read(folder))
+
+
+@lru_cache
+def _read(folder: Path) -> tuple[Entry, ...]:
+    """Once: what is published does not change while a command runs."""
     files = sorted(folder.glob("*.csv"))
     if not files:
         raise InputError(f"no CSV file of published numbers in {folder}")
-    return [entry for path in files for entry in _read_file(path)]
+    return tuple(entry for path in files for entry in _read_file(path))
 
 
 def filter(

@@ -162,8 +162,10 @@ def _accepted(home: Path) -> list[Record]:
 def _experiments(
     own: Sequence[Record], accepted: Sequence[Record], panels: Panels, folders: Sequence[Path]
 ) -> Iterator[Section]:
-    for name, records in _first(own, accepted, experiments):
-        table = build_table(records, experiment=name, called=run_names(folders, name))
+    found = dict(_first(own, accepted, experiments))
+    called = run_names(folders, found)
+    for name, records in found.items():
+        table = build_table(records, experiment=name, called=called[name])
         costs = build_cost_table(records, name)
         by_share = [
             of_grid(f"{name}-shares-{place}", grid, panels)
