@@ -4,8 +4,8 @@
     refrag-bench run text_ablation --scale mini --device cuda --data DIR
 
 Fills     results/tables/text_order.*, text_curriculum.*, text_policy.* (mini: text_order-mini.*, ...)
-Cost      in a quarter of the steps (the default) 25 minutes of a busy core, after the trainings of `run perplexity` that
-          it shares; mini has not been run
+Cost      in a quarter of the steps (the default) 25 minutes of a busy core, after the trainings of `run perplexity`
+          that it shares; mini has not been run
 Expect    at a quarter: reconstruction first .003 nats better on LaTeX and no different on books, whole contexts from
           the first step on .002 to .006 better, the policy .005 to .007 better than nothing expanded and no better than
           the first chunk (results/LOG.md)
