@@ -298,7 +298,7 @@ def _on_text(evidence: Evidence, experiment: str, lines: Mapping[str, str]) -> I
                     text=f"{mean:.3f}",
                     how="measured",
                     value=mean,
-                    path=found[row][0].path,
+                    path=evidence.comparisons[f"{experiment}{size}"].path,
                     at=f"{at}; mean of two sets",
                 )
                 for row, mean in means.items()
