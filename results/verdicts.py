@@ -247,11 +247,16 @@ def _comparable(conditions: Conditions) -> Mapping[str, Value]:
     return found
 
 
-def _distance(theirs: Conditions, ours: Conditions) -> float:
-    """How far the numbers among the conditions are apart, in factors of e."""
+def _distance(theirs: Conditions, ours: Conditions) -> tuple[int, float]:
+    """How many of the words among the conditions begin otherwise (Arxiv is nearer to arxiv of a text than its books),
+    and how far the numbers are apart, in factors of e."""
     shared = [(theirs[key], ours[key]) for key in theirs.keys() & ours.keys()]
+    words = [(a.lower(), b.lower()) for a, b in shared if isinstance(a, str) and isinstance(b, str)]
     numbers = [(a, b) for a, b in shared if not isinstance(a, str) and not isinstance(b, str)]
-    return sum(abs(math.log((1 + a) / (1 + b))) for a, b in numbers)
+    return (
+        sum(not b.startswith(a) for a, b in words),
+        sum(abs(math.log((1 + a) / (1 + b))) for a, b in numbers),
+    )
 
 
 def published(entry: Entry) -> tuple[float, float]:
