@@ -1,7 +1,8 @@
 """The documentation is true: every command in docs/ is run, in a temporary folder, or says what it needs.
 
 A block of commands is fenced as ``sh``. The comment right above it may be ``<!-- not run: REASON -->`` (one of
-``REASONS``) or ``<!-- slow -->`` (run by ``make docs-test`` alone). ``<!-- file: NAME -->`` above any block puts it
+``REASONS``), ``<!-- slow -->`` (run by ``make docs-test`` alone) or ``<!-- clone -->`` (that too, in a clone of the
+project, as processes of their own). ``<!-- file: NAME -->`` above any block puts it
 into the folder under that name: so the system of the tutorial is the one on the page. Commands run in this process,
 where torch is loaded already.
 """
@@ -18,13 +19,15 @@ from pathlib import Path
 
 import pytest
 from conftest import PROJECT
+from test_checkout import git
+from test_gate import cloned, command
 
 from harness.cli.main import main
 
 DOCS = PROJECT / "docs"
 PAGES = tuple(sorted(path.name for path in DOCS.glob("*.md")))
 REASONS = {"real model", "server", "cluster", "gpu", "repository"}
-NOT_RUN = {"gate.md": 2, "how-to.md": 4, "tutorial.md": 1}
+NOT_RUN = {"gate.md": 2, "how-to.md": 4}
 FENCE = re.compile(r"(?:<!-- (?P<mark>[^\n]*?) -->\n)?^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 TUTORIAL = "first_words"
 
@@ -41,7 +44,7 @@ class Block:
 
     @property
     def is_run(self) -> bool:
-        return self.kind == "sh" and not self.mark.startswith("not run: ")
+        return self.kind == "sh" and self.mark != "clone" and not self.mark.startswith("not run: ")
 
 
 def blocks(page: str) -> list[Block]:
@@ -56,7 +59,7 @@ def test_what_is_not_run_says_why(page: str) -> None:
     assert set(refused) <= REASONS
     assert len(refused) == NOT_RUN.get(page, 0), "one more or less than was agreed"
     for mark in marks:
-        assert re.fullmatch(r"|slow|counts|not run: .+|file: [\w.-]+", mark), mark
+        assert re.fullmatch(r"|slow|clone|counts|not run: .+|file: [\w.-]+", mark), mark
     for block in blocks(page):
         if block.kind not in ("sh", "yaml", "bash"):
             assert not re.search(r"^refrag-bench ", block.text, re.MULTILINE), "commands are fenced as sh"
@@ -149,6 +152,38 @@ def test_the_other_pages(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
 def test_the_slow_blocks(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert follow("claims.md", folder, slow=True) == 1
     assert "the seed's claims" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_tutorials_gate(tmp_path: Path) -> None:
+    """As the page says; then a commit that leaves the system alone is compared, and one that breaks it is caught."""
+    clone = cloned(tmp_path)
+    page = {block.mark: block for block in blocks("tutorial.md")}
+    system = clone / f"{TUTORIAL}.py"
+    system.write_text(page[f"file: {system.name}"].text)
+    add, commit, gate = page["clone"].text.replace(" && ", "\n").splitlines()
+    for line in (add, commit):
+        assert line.startswith("git ")
+        git(clone, *shlex.split(line)[1:])
+    code, said = command(clone, *shlex.split(gate)[1:])
+    name = "first_words:FirstWordsConfig"
+    assert code == 0, said
+    why = "nothing to compare with, the base has no such system: it has no module 'first_words'"
+    for cell in ("same_relation", "nq"):
+        assert f"new: {name}, {cell}: {why}" in said
+    git(clone, "commit", "--quiet", "--allow-empty", "-m", "nothing")
+    code, said = command(clone, *shlex.split(gate)[1:])
+    assert code == 0 and "nothing to compare with" not in said, said
+    assert said.count(f"| {name}, ") == 4, "two figures of two cells"
+    assert "predictions are stored already" in said
+    text = system.read_text()
+    assert text.count("tag + text[: self.words]") == 1
+    system.write_text(text.replace("tag + text[: self.words]", "tag"))
+    git(clone, "commit", "--quiet", "-am", "break it")
+    code, said = command(clone, *shlex.split(gate)[1:])
+    assert code == 1 and f"regression: {name}, " in said, said
+    code, said = command(clone, *shlex.split(gate.replace(TUTORIAL, "last_words"))[1:])
+    assert code == 2 and "system 'last_words:FirstWordsConfig' is not in the candidate" in said, said
 
 
 def test_the_count_of_claims_is_that_of_the_table() -> None:
