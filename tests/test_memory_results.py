@@ -132,6 +132,22 @@ def test_drawing_leaves_tables_and_figures_of_both(records: Path, tmp_path: Path
     assert draw([records], tmp_path / "out")[1] == files
 
 
+def test_beside_a_table_of_answers_none_is_lost(records: Path, tmp_path: Path) -> None:
+    """One's own runs are all of one experiment: pass keys among them have names that the answers do not take."""
+    alone = draw([records], tmp_path / "out")[1]
+    write_record(records, "d0", experiments=["passkey"])
+    (table,), files = draw([records], tmp_path / "out")
+    folder = tmp_path / "out" / "tables"
+    assert files[folder / "passkey.md"] != alone[folder / "passkey.md"]
+    assert table.experiment == "passkey"
+    for kind in ("md", "csv", "tex"):
+        assert files[folder / f"passkey-memory.{kind}"] == alone[folder / f"passkey.{kind}"]
+    for name, drawn in {"passkey-memory-positions.md": "passkey-positions.md"}.items():
+        assert files[folder / name] == alone[folder / drawn]
+    figures = folder.with_name("figures")
+    assert files[figures / "passkey-memory.svg"] == alone[figures / "passkey.svg"] != files[figures / "passkey.svg"]
+
+
 def test_the_verb_draws_them_and_knows_no_other_experiment(
     records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
