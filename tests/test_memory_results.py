@@ -99,6 +99,19 @@ def test_two_records_for_one_cell_are_refused(records: Path) -> None:
         memory.passkey_lines(read_records([records]), "passkey", keys=1)
 
 
+def test_settings_that_two_records_of_a_place_do_not_share_make_lines(records: Path) -> None:
+    for run, words in {"e0": 8, "e1": 16}.items():
+        config = {"words": words, "max_positions": None}
+        write(records, run, "mine:Config", config, key(0.1, 9, d0=0.1), length=512, keys=1, digits=5)
+    write(records, "e2", "mine:Config", {"words": 16, "max_positions": None}, key(1, 9), length=1024, keys=1, digits=5)
+    lines = memory.passkey_lines(read_records([records]), "passkey", keys=1)
+    assert {line.row.variant: sorted(line.records) for line in lines if line.row.system == "mine:Config"} == {
+        "words=8": [512],
+        "words=16": [512, 1024],
+    }
+    assert [line.row.variant for line in lines if line.row.system == "refrag_v2"] == ["k=8"], "as without them"
+
+
 def test_the_heat_map_marks_the_trained_length_and_shows_every_cell(records: Path) -> None:
     lines = memory.passkey_lines(read_records([records]), "passkey", keys=1)
     pictures = memory_figure.draw_heat_map(lines, 512)
