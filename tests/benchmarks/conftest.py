@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,3 +46,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from harness.data.world.mirror import WorldConfig, write_world
 
     return write_world(WorldConfig(documents=2), tmp_path_factory.mktemp("data") / "world")
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    """A saved run says what machine it is of, not whose."""
+    machine_info.pop("node", None)
+
+
+def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: dict[str, Any]) -> None:
+    """Nor what its folder and branch are called."""
+    for name in ("project", "branch"):
+        commit_info.pop(name, None)
