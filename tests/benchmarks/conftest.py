@@ -49,11 +49,16 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    """A saved run says what machine it is of, not whose."""
-    machine_info.pop("node", None)
+    """A saved run says of the machine what a time depends on, and what runs are told to differ by."""
+    import torch
+
+    cpu = {name: machine_info["cpu"].get(name) for name in ("brand_raw", "count")}
+    kept = {name: machine_info[name] for name in ("system", "machine", "python_version")}
+    machine_info.clear()
+    machine_info |= {**kept, "cpu": cpu, "torch": torch.__version__}
 
 
 def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: dict[str, Any]) -> None:
-    """Nor what its folder and branch are called."""
+    """A commit is the same in every clone, whatever its folder and branch are called."""
     for name in ("project", "branch"):
         commit_info.pop(name, None)
