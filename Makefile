@@ -8,6 +8,9 @@ VENV   ?= .venv
 EXTRAS ?= cpu,qdrant,embed,lm-eval,mlflow,dev
 BIN    := $(VENV)/bin
 DEVICE ?= cpu
+BENCHMARKS ?= tests/benchmarks
+# A name keeps the seconds of the parts (tests/benchmarks/test_parts.py) as those that later runs are held against.
+ACCEPT ?=
 # Processes that run the tests; what a file's tests share is made once, so a file stays with one of them.
 WORKERS ?= 2
 comma  := ,
@@ -27,10 +30,12 @@ help:
 	@echo "make test    set up, then run the tests"
 	@echo "make check   ruff, mypy, import contracts"
 	@echo "make slow    proofs that take minutes: kill -9 on the real command"
-	@echo "make docs-test  every command in docs/ that needs nothing but this machine, the slow ones too"
+	@echo "make docs-test  every command in docs/ that needs nothing but this machine, the slow ones too (minutes)"
 	@echo "make cluster-short  seven of the next in two minutes, as .ci/run does; make cluster-packages installs what it needs"
 	@echo "make cluster-test   a real SLURM on this machine: arrays, requeues, preemption (Debian packages; no skip)"
-	@echo "make bench   benchmarks: decode loop, lm-eval, training step, a million rows verified and drawn (DEVICE=cuda)"
+	@echo "make bench   benchmarks: decode loop, lm-eval, training step, a million rows verified and drawn (DEVICE=cuda);"
+	@echo "             seconds of the parts beside the last accepted ones (alone: BENCHMARKS=tests/benchmarks/test_parts.py;"
+	@echo "             ACCEPT=NAME keeps these)"
 	@echo "make gpu     the latency lab on one GPU, at most 9 minutes; no set-up: PYTHON's own torch and transformers"
 	@echo "make clean   remove the environment and everything under runs/"
 	@echo "variables    PYTHON=$(PYTHON)  VENV=$(VENV)  WORKERS=$(WORKERS)  EXTRAS=$(EXTRAS)  (EXTRAS=gpu,... for faiss-gpu)"
@@ -65,7 +70,8 @@ cluster-test: $(STAMP)
 	$(BIN)/python -m pytest -q -s -m cluster tests
 
 bench: $(STAMP)
-	$(BIN)/python -m pytest -q -s tests/benchmarks --device $(DEVICE)
+	$(BIN)/python -m pytest -q -s $(BENCHMARKS) --device $(DEVICE) --benchmark-compare $(if $(ACCEPT),--benchmark-save=$(ACCEPT)) \
+		--benchmark-storage=file://results/records/benchmarks --benchmark-columns=min,median,iqr,rounds
 
 gpu:
 	$(PYTHON) -m harness.cli.main latency $(GPU_SHAPE) --minutes 8 --rounds 5 --batches 1,8 --out $(GPU_OUT)

@@ -63,7 +63,7 @@ def draw(
             files |= draw_text_ablation(found, folders, out, name)
     for name in remembered:
         if name in wanted:
-            files |= memory_files(found, name, out, painters)
+            files |= memory_files(found, name, out, painters, stem=f"{name}-memory" if name in answered else name)
     if files and not names:
         return [], files
     if not names:
@@ -170,15 +170,21 @@ def popularity_files(
     return files
 
 
-def memory_grids(records: Sequence[Record], experiment: str, folder: Path) -> dict[str, formats.Grid]:
-    """The tables of passkeys and look-ups by name, for a document in ``folder``."""
+def memory_grids(
+    records: Sequence[Record], experiment: str, folder: Path, *, stem: str | None = None
+) -> dict[str, formats.Grid]:
+    """The tables of passkeys and look-ups by name, for a document in ``folder``.
+
+    ``stem`` begins the names of passkeys' (None: the experiment does, which has no accuracy table of that name then).
+    """
     grids: dict[str, formats.Grid] = {}
+    first = stem or experiment
     for keys in memory.key_counts(records, experiment):
         lines = memory.passkey_lines(records, experiment, keys=keys)
-        stem = experiment if keys == 1 else f"{experiment}-{keys}-keys"
-        grids[stem] = memory.by_length(lines, experiment, keys, TRAINED_LENGTH, folder)
+        name = first if keys == 1 else f"{first}-{keys}-keys"
+        grids[name] = memory.by_length(lines, experiment, keys, TRAINED_LENGTH, folder)
         if keys == 1 and (equal := memory.at_equal_positions(lines, experiment, folder)):
-            grids[f"{stem}-positions"] = equal
+            grids[f"{name}-positions"] = equal
     for steps in memory.step_counts(records, experiment):
         lines = memory.long_range_lines(records, experiment, steps=steps)
         name = f"{experiment}-long-range-{steps}"
@@ -186,21 +192,25 @@ def memory_grids(records: Sequence[Record], experiment: str, folder: Path) -> di
     return grids
 
 
-def memory_files(records: Sequence[Record], experiment: str, out: Path, painters: Painters | None = None) -> Files:
-    """Those of passkeys and look-ups by name."""
+def memory_files(
+    records: Sequence[Record], experiment: str, out: Path, painters: Painters | None = None, *, stem: str | None = None
+) -> Files:
+    """Those of passkeys and look-ups by name; ``stem`` as of ``memory_grids``."""
     folder = out / "tables"
-    files: Files = {folder / f"{experiment}.csv": memory.to_csv(records, experiment).encode()}
-    for stem, grid in memory_grids(records, experiment, folder).items():
-        files |= {folder / f"{stem}.md": grid.markdown().encode(), folder / f"{stem}.tex": grid.latex().encode()}
+    stem = stem or experiment
+    files: Files = {folder / f"{stem}.csv": memory.to_csv(records, experiment).encode()}
+    for name, grid in memory_grids(records, experiment, folder, stem=stem).items():
+        files |= {folder / f"{name}.md": grid.markdown().encode(), folder / f"{name}.tex": grid.latex().encode()}
     pictures: dict[Path, Drawing] = {}
     for keys in memory.key_counts(records, experiment):
         lines = memory.passkey_lines(records, experiment, keys=keys)
-        stem = experiment if keys == 1 else f"{experiment}-{keys}-keys"
-        pictures[out / "figures" / stem] = partial(memory_figure.draw_heat_map, lines, TRAINED_LENGTH)
+        name = stem if keys == 1 else f"{stem}-{keys}-keys"
+        pictures[out / "figures" / name] = partial(memory_figure.draw_heat_map, lines, TRAINED_LENGTH)
     if steps := memory.step_counts(records, experiment):
         panels = {n: memory.long_range_lines(records, experiment, steps=n) for n in steps}
-        stem = f"{experiment}-long-range"
-        pictures[out / "figures" / stem] = partial(memory_figure.draw_distances, panels, TRAINED_DISTANCE)
+        pictures[out / "figures" / f"{experiment}-long-range"] = partial(
+            memory_figure.draw_distances, panels, TRAINED_DISTANCE
+        )
     return files | drawn(pictures, painters)
 
 

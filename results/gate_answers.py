@@ -13,18 +13,19 @@ METRIC_VERSION. An answer of the synthetic world is one word, spelt as its gold,
 normalisation that broke.
 
 Nothing is left out in silence: questions that one side has no answer to, because it raised an error or never came to
-it, leave their cell not judged, and so do specs that differ, by what differs.
+it, leave their cell not judged, and so do specs that differ, by what differs. A cell of a system that the base does not
+have is new: the candidate's means are told, and nothing is judged.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from harness.config import plain
 from harness.statistics import PairedTest, holm, mcnemar_exact, minimal_detectable_difference, paired_bootstrap
-from results.gate_verdicts import NOT_JUDGED, PASS, REGRESSION
+from results.gate_verdicts import NEW, NOT_JUDGED, PASS, REGRESSION
 
 MARGIN = 0.02  # a smaller drop of a score is no regression
 COST_MARGIN = 0.02  # nor a smaller rise of the positions
@@ -67,6 +68,16 @@ class Answers:
 
     spec: Mapping[str, Any]
     rows: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Absent:
+    """In place of the base's answers: it has no such system, for the reason ``why``."""
+
+    why: str
+
+
+Base = Answers | Absent | str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,11 +126,14 @@ class AnswerVerdict:
         return f"{self.cell}: {names[self.figure]}" if self.figure else self.cell
 
 
-def judge(cells: Mapping[str, tuple[Answers | str, Answers | str]], *, margin: float = MARGIN) -> list[AnswerVerdict]:
+def judge(cells: Mapping[str, tuple[Base, Answers | str]], *, margin: float = MARGIN) -> list[AnswerVerdict]:
     """Every figure of every cell, (base, candidate); a text in place of answers is why there are none."""
     verdicts: list[AnswerVerdict] = []
     tested: list[tuple[str, str, Answers, Answers, PairedTest]] = []
     for cell, (base, candidate) in cells.items():
+        if isinstance(base, Absent):
+            verdicts += _new(cell, base, candidate)
+            continue
         problem = incomparable(base, candidate)
         if isinstance(base, str) or isinstance(candidate, str) or problem:
             verdicts.append(_not_judged(cell, problem))
@@ -151,11 +165,7 @@ def incomparable(base: Answers | str, candidate: Answers | str) -> str:
     if differing := list(conditions(plain(base.spec), plain(candidate.spec))):
         return f"not comparable, conditions differ: {'; '.join(differing)}"
     for name, side in (("base", base), ("candidate", candidate)):
-        if errors := [row for row in side.rows if "error" in row]:
-            reasons.append(
-                f"{len(errors)} of {len(side.rows)} questions raised an error at the {name}, "
-                f"the first of them {errors[0]['id']}: {errors[0]['error']}"
-            )
+        reasons += _errors(name, side)
     ids = {name: [row["id"] for row in side.rows] for name, side in (("base", base), ("candidate", candidate))}
     for name, other in (("base", "candidate"), ("candidate", "base")):
         if missing := [id_ for id_ in ids[other] if id_ not in set(ids[name])]:
@@ -163,6 +173,15 @@ def incomparable(base: Answers | str, candidate: Answers | str) -> str:
         if len(set(ids[name])) < len(ids[name]):
             reasons.append(f"the {name} has {len(ids[name]) - len(set(ids[name]))} questions twice")
     return "; ".join(reasons) or ("" if base.rows else "no questions")
+
+
+def _errors(name: str, side: Answers) -> Iterator[str]:
+    """A sentence if questions of the side ``name`` raised an error."""
+    if errors := [row for row in side.rows if "error" in row]:
+        yield (
+            f"{len(errors)} of {len(side.rows)} questions raised an error at the {name}, "
+            f"the first of them {errors[0]['id']}: {errors[0]['error']}"
+        )
 
 
 def judge_metric(base: Mapping[str, Any], candidate: Mapping[str, Any]) -> AnswerVerdict:
@@ -324,6 +343,20 @@ def _flips(base: Answers, candidate: Answers, figure: str) -> Iterator[Flip]:
                 )
             )
     yield from sorted(found, key=lambda flip: flip.after > flip.before)
+
+
+def _new(cell: str, base: Absent, candidate: Answers | str) -> list[AnswerVerdict]:
+    """The candidate's means; not judged where it does not answer every question."""
+    problem = f"candidate: {candidate}" if isinstance(candidate, str) else "; ".join(_errors("candidate", candidate))
+    if isinstance(candidate, str) or problem:
+        return [_not_judged(cell, problem)]
+    verdicts = []
+    for figure in (*SCORES, COST):
+        values = [value for row in candidate.rows if (value := _value(row, figure)) is not None]
+        if values:
+            blank = _nothing(cell, NEW, f"nothing to compare with, {base.why}", n=len(values))
+            verdicts.append(replace(blank, figure=figure, candidate=sum(values) / len(values)))
+    return verdicts or [_not_judged(cell, "no questions")]
 
 
 def _not_judged(cell: str, why: str) -> AnswerVerdict:

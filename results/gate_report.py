@@ -13,7 +13,7 @@ from results import gate_answers, gate_times
 from results.formats import Grid
 from results.gate_answers import AnswerVerdict, Flip
 from results.gate_times import FIGURES, Seconds, TimeVerdict
-from results.gate_verdicts import EXIT_CODES, NOT_JUDGED, PASS, REGRESSION, worst
+from results.gate_verdicts import EXIT_CODES, NEW, NOT_JUDGED, PASS, REGRESSION, worst
 
 TEMPLATE = "gate.html.jinja"
 FLIPS_SHOWN = 10  # of a cell, in the text; the others are in the JSON and on the page
@@ -21,11 +21,15 @@ FLIPS_SHOWN = 10  # of a cell, in the text; the others are in the JSON and on th
 
 @dataclass(frozen=True, kw_only=True)
 class Times:
-    """``problem`` is why nothing was timed; ``speeds`` are the candidate's, standard RAG's median over each lane's."""
+    """``problem`` is why nothing was timed; ``speeds`` are the candidate's, standard RAG's median over each lane's.
+
+    ``untimed`` are lanes that were left out, each with its verdict and why.
+    """
 
     verdicts: Sequence[TimeVerdict]
     problem: str
     speeds: Mapping[str, Any]
+    untimed: Sequence[tuple[str, str]] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +56,9 @@ class Report:
     @property
     def reasons(self) -> list[tuple[str, str]]:
         """Every part's verdict, and what it is of and why."""
-        found = [(one.verdict, f"{one.what}: {one.why}") for one in self.answers]
+        found = [(one.verdict, f"{one.cell if one.verdict == NEW else one.what}: {one.why}") for one in self.answers]
+        found = list(dict.fromkeys(found))  # of a new cell every figure has the same to say
+        found += self.times.untimed if self.times else ()
         if self.times and self.times.problem:
             found.append((NOT_JUDGED, f"times: {self.times.problem}"))
         timed = self.times.verdicts if self.times else ()
@@ -65,8 +71,9 @@ class Report:
 
     @property
     def named(self) -> list[tuple[str, str]]:
-        """The reasons that are no pass, regressions first."""
-        return sorted((one for one in self.reasons if one[0] != PASS), key=lambda one: one[0] != REGRESSION)
+        """The reasons that are no pass, regressions first and what is new last."""
+        order = (REGRESSION, NOT_JUDGED, NEW)
+        return sorted((one for one in self.reasons if one[0] != PASS), key=lambda one: order.index(one[0]))
 
     def as_json(self) -> dict[str, Any]:
         found: dict[str, Any] = plain(self)
@@ -182,6 +189,9 @@ def speeds(seconds: Seconds) -> dict[str, Any]:
 
 
 def _answer_line(one: AnswerVerdict) -> list[str]:
+    if one.verdict == NEW and one.candidate is not None:
+        mean = f"{one.candidate:.1f}" if one.figure == gate_answers.COST else f"{100 * one.candidate:.1f}"
+        return [one.what, "-", mean, "-", "-", "-", str(one.n), "-", one.verdict]
     if one.base is None or one.candidate is None or one.difference is None:
         return [one.what, "-", "-", "-", "-", "-", str(one.n) if one.n else "-", "-", one.verdict]
     if one.figure == gate_answers.COST:

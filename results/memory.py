@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from harness.statistics import Interval
 from results.formats import Grid, linked, percent
 from results.records import Record
 from results.tables import Row, row_order
+from results.variants import flat
 
 PASSKEY, LONG_RANGE = "passkey", "long_range"
 REFERENCE = "standard_rag"
@@ -88,16 +90,37 @@ def _of(records: Sequence[Record], experiment: str, suite: str) -> list[Record]:
 
 
 def _lines(records: Sequence[Record], place: Callable[[Record], int]) -> list[Line]:
-    found: dict[tuple[str, int | None], dict[int, Record]] = {}
+    """A line for every system and k, and for every setting of it that two records at one place do not share."""
+    telling = _telling(records, place)
+    found: dict[tuple[str, int | None, str], dict[int, Record]] = {}
     for record in sorted(records, key=lambda r: r.run_id):
-        at = found.setdefault((record.system, record.spec["system"]["config"].get("k")), {})
+        config = _config(record)
+        k = record.spec["system"]["config"].get("k")
+        named = [*(["k"] if k else []), *telling[record.system]]
+        variant = ", ".join(f"{name}={config.get(name, 'unset')}" for name in named)
+        at = found.setdefault((record.system, k, variant), {})
         if (other := at.setdefault(place(record), record)).run_id != record.run_id:
             raise InputError(f"two records for one cell: {other.path} and {record.path}; give only one of them")
     lines = [
-        Line(row=Row(system=system, variant=f"k={k}" if k else "", passages=0), k=k, records=dict(sorted(at.items())))
-        for (system, k), at in found.items()
+        Line(row=Row(system=system, variant=variant, passages=0), k=k, records=dict(sorted(at.items())))
+        for (system, k, variant), at in found.items()
     ]
     return sorted(lines, key=lambda line: row_order(line.row))
+
+
+def _telling(records: Sequence[Record], place: Callable[[Record], int]) -> dict[str, list[str]]:
+    """Of each system the settings, beside k, in which two of its records at one place differ."""
+    telling: dict[str, set[str]] = {record.system: set() for record in records}
+    for one, other in itertools.combinations(records, 2):
+        if (one.system, place(one)) == (other.system, place(other)):
+            before, after = _config(one), _config(other)
+            if before.get("k") == after.get("k"):
+                telling[one.system] |= {name for name in {*before, *after} if before.get(name) != after.get(name)}
+    return {system: sorted(names) for system, names in telling.items()}
+
+
+def _config(record: Record) -> dict[str, str]:
+    return dict(flat(record.spec["system"]["config"]))
 
 
 def by_length(lines: Sequence[Line], experiment: str, keys: int, trained: int, folder: Path) -> Grid:

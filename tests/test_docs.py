@@ -1,7 +1,8 @@
 """The documentation is true: every command in docs/ is run, in a temporary folder, or says what it needs.
 
 A block of commands is fenced as ``sh``. The comment right above it may be ``<!-- not run: REASON -->`` (one of
-``REASONS``) or ``<!-- slow -->`` (run by ``make docs-test`` alone). ``<!-- file: NAME -->`` above any block puts it
+``REASONS``), ``<!-- slow -->`` (run by ``make docs-test`` alone) or ``<!-- clone -->`` (that too, in a clone of the
+project, as processes of their own). ``<!-- file: NAME -->`` above any block puts it
 into the folder under that name: so the system of the tutorial is the one on the page. Commands run in this process,
 where torch is loaded already.
 """
@@ -15,18 +16,25 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from conftest import PROJECT
+from test_checkout import git
+from test_gate import cloned, command
 
+from harness.cli.catalog import ASKED_SUITES, MADE_SUITES, SUITES
 from harness.cli.main import main
+from harness.data.world.mirror import WorldConfig, write_world
 
 DOCS = PROJECT / "docs"
 PAGES = tuple(sorted(path.name for path in DOCS.glob("*.md")))
 REASONS = {"real model", "server", "cluster", "gpu", "repository"}
-NOT_RUN = {"gate.md": 2, "how-to.md": 4, "tutorial.md": 1}
+NOT_RUN = {"gate.md": 2, "how-to.md": 4}
 FENCE = re.compile(r"(?:<!-- (?P<mark>[^\n]*?) -->\n)?^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 TUTORIAL = "first_words"
+# Suites whose questions the synthetic world has none of: the tutorial names them, and runs all others.
+NOT_IN_THE_WORLD = {"qrecc", "orconvqa", "pubmed_summary"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,7 @@ class Block:
 
     @property
     def is_run(self) -> bool:
-        return self.kind == "sh" and not self.mark.startswith("not run: ")
+        return self.kind == "sh" and self.mark != "clone" and not self.mark.startswith("not run: ")
 
 
 def blocks(page: str) -> list[Block]:
@@ -56,7 +64,7 @@ def test_what_is_not_run_says_why(page: str) -> None:
     assert set(refused) <= REASONS
     assert len(refused) == NOT_RUN.get(page, 0), "one more or less than was agreed"
     for mark in marks:
-        assert re.fullmatch(r"|slow|counts|not run: .+|file: [\w.-]+", mark), mark
+        assert re.fullmatch(r"|slow|clone|counts|not run: .+|file: [\w.-]+", mark), mark
     for block in blocks(page):
         if block.kind not in ("sh", "yaml", "bash"):
             assert not re.search(r"^refrag-bench ", block.text, re.MULTILINE), "commands are fenced as sh"
@@ -77,6 +85,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     sys.modules.pop(TUTORIAL, None)
 
 
+def expanded(words: list[str]) -> Iterator[str]:
+    """``words`` with patterns of file names as a shell reads them."""
+    for word in words:
+        yield from sorted(map(str, Path().glob(word))) if "*" in word else [word]
+
+
 def follow(page: str, folder: Path, *, slow: bool) -> int:
     """Do what ``page`` says; how many commands were run."""
     done = 0
@@ -87,7 +101,7 @@ def follow(page: str, folder: Path, *, slow: bool) -> int:
             continue
         for words in block.commands:
             assert words[0] == "refrag-bench", words
-            assert main(words[1:]) == 0, words
+            assert main(list(expanded(words[1:]))) == 0, words
             done += 1
     return done
 
@@ -95,11 +109,20 @@ def follow(page: str, folder: Path, *, slow: bool) -> int:
 @pytest.mark.usefixtures("one_thread")
 def test_the_tutorial(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("lm_eval", reason="needs the extra lm-eval")
-    assert follow("tutorial.md", folder, slow=False) == 7
+    assert follow("tutorial.md", folder, slow=False) == 16
     records = [json.loads(path.read_text()) for path in (folder / "runs").rglob("record.json")]
-    assert {record["spec"]["suite"]["name"] for record in records} == {
-        "same_relation", "passkey", "long_range", "topiocqa", "arxiv_summary",
+    suites = {*SUITES, *ASKED_SUITES, *MADE_SUITES}
+    assert {record["spec"]["suite"]["name"] for record in records} == suites - NOT_IN_THE_WORLD, "one is forgotten"
+    page = (DOCS / "tutorial.md").read_text(encoding="utf-8")
+    assert ", ".join(f"`{suite}`" for suite in sorted(NOT_IN_THE_WORLD, key=list(ASKED_SUITES).index)) in page
+    assert {path.name for path in (folder / "drawn" / "tables").glob("*.md")} == {
+        "adhoc.md", "adhoc-rougeL.md", "adhoc-memory.md", "adhoc-long-range-2.md",
     }  # fmt: skip
+    table = (folder / "drawn" / "tables" / "adhoc.md").read_text(encoding="utf-8")
+    for record in records:
+        link = f"{quote(record['spec']['system']['name'])}/{record['run_id']}/record.json"
+        answers = record["spec"]["suite"]["name"] not in {*MADE_SUITES, "arxiv_summary"}
+        assert (link in table) == answers, record["spec"]["suite"]
     assert {record["spec"]["system"]["name"] for record in records} == {"first_words:FirstWordsConfig"}
     assert not any(record["n_errors"] for record in records)
     assert len(list((folder / "runs" / "lm-eval").rglob("samples_*.jsonl"))) == 4
@@ -135,6 +158,34 @@ def test_the_tutorials_system_is_standard_rag_where_nothing_is_cut(folder: Path)
     assert answers("first_words:FirstWordsConfig", words=1) != whole
 
 
+@pytest.mark.parametrize("suite", sorted(NOT_IN_THE_WORLD))
+def test_what_the_tutorial_leaves_out_the_world_does_not_have(
+    folder: Path, capsys: pytest.CaptureFixture[str], suite: str
+) -> None:
+    world = write_world(WorldConfig(people=400, questions=8, documents=2), folder / "world")
+    (checkpoint,) = (PROJECT / "results" / "checkpoints" / "standard_rag").iterdir()
+    passages = "4" if suite == "pubmed_summary" else "0"  # conversations would ask for a retrieval first
+    own = ["--system", "standard_rag", "--checkpoint", str(checkpoint), "--data", str(world), "--passages", passages]
+    assert main(["evaluate", "--suite", suite, *own]) == 2
+    assert "expected the dataset at" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_system_without_our_settings_goes_through_lm_eval(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("lm_eval", reason="needs the extra lm-eval")
+    code = next(block.text for block in blocks("tutorial.md") if block.kind == "python")
+    for cut in ('    template: str = "text"\n', "    max_positions: int | None = None\n"):
+        assert code.count(cut) == 1
+        code = code.replace(cut, "")
+    code = code.replace("self.template, self.max_positions, decoder", '"tagged", None, decoder')
+    code = re.sub(r"return \{\"template.*\}", "return {}", code)
+    (folder / f"{TUTORIAL}.py").write_text(code)
+    (checkpoint,) = (PROJECT / "results" / "checkpoints" / "standard_rag").iterdir()
+    own = ["--system", "first_words:FirstWordsConfig", "--checkpoint", str(checkpoint), "--limit", "4"]
+    assert main(["lm-eval", *own, "--tasks", "passkey", "--max-new-tokens", "4"]) == 0
+    assert "passkey: exact_match" in capsys.readouterr().out
+
+
 def test_the_other_pages(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from slurm.cluster import find_profile
 
@@ -149,6 +200,38 @@ def test_the_other_pages(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
 def test_the_slow_blocks(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert follow("claims.md", folder, slow=True) == 1
     assert "the seed's claims" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_tutorials_gate(tmp_path: Path) -> None:
+    """As the page says; then a commit that leaves the system alone is compared, and one that breaks it is caught."""
+    clone = cloned(tmp_path)
+    page = {block.mark: block for block in blocks("tutorial.md")}
+    system = clone / f"{TUTORIAL}.py"
+    system.write_text(page[f"file: {system.name}"].text)
+    add, commit, gate = page["clone"].text.replace(" && ", "\n").splitlines()
+    for line in (add, commit):
+        assert line.startswith("git ")
+        git(clone, *shlex.split(line)[1:])
+    code, said = command(clone, *shlex.split(gate)[1:])
+    name = "first_words:FirstWordsConfig"
+    assert code == 0, said
+    why = "nothing to compare with, the base has no such system: it has no module 'first_words'"
+    for cell in ("same_relation", "nq"):
+        assert f"new: {name}, {cell}: {why}" in said
+    git(clone, "commit", "--quiet", "--allow-empty", "-m", "nothing")
+    code, said = command(clone, *shlex.split(gate)[1:])
+    assert code == 0 and "nothing to compare with" not in said, said
+    assert said.count(f"| {name}, ") == 4, "two figures of two cells"
+    assert "predictions are stored already" in said
+    text = system.read_text()
+    assert text.count("tag + text[: self.words]") == 1
+    system.write_text(text.replace("tag + text[: self.words]", "tag"))
+    git(clone, "commit", "--quiet", "-am", "break it")
+    code, said = command(clone, *shlex.split(gate)[1:])
+    assert code == 1 and f"regression: {name}, " in said, said
+    code, said = command(clone, *shlex.split(gate.replace(TUTORIAL, "last_words"))[1:])
+    assert code == 2 and "system 'last_words:FirstWordsConfig' is not in the candidate" in said, said
 
 
 def test_the_count_of_claims_is_that_of_the_table() -> None:

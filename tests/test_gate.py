@@ -172,6 +172,57 @@ def test_a_worker_runs_the_code_of_its_tree_and_says_what_went_wrong(commit: Pat
         Worker(empty, log).__enter__()
 
 
+def test_a_worker_says_which_systems_its_commit_has(commit: Path, tmp_path: Path) -> None:
+    for name, text in {
+        "harness/cli/catalog.py": "SYSTEMS = {'short': 'mine:Config', 'moved': 'elsewhere:Config'}\n",
+        "mine.py": "Config = 1\n",
+        "broken.py": "1 / 0\n",
+        "inside/mine.py": "Config = 2\n",
+    }.items():
+        (commit / name).parent.mkdir(parents=True, exist_ok=True)
+        (commit / name).write_text(text)
+    with Worker(commit, tmp_path / "log") as worker:
+        for system, why in {
+            "mine:Config": "",
+            "short": "",
+            "inside.mine:Config": "",
+            "broken:Config": "",
+            "moved": "it has no module 'elsewhere'",
+            "mine:Other": "its mine has no 'Other'",
+            "shorter": "its catalog has no 'shorter'",
+            "gone:Config": "it has no module 'gone'",
+            "gone.mine:Config": "it has no module 'gone.mine' (No module named 'gone')",
+            ":Config": "it has no module ''",
+        }.items():
+            assert worker.ask("lacks", system=system) == why, system
+
+
+def test_settings_without_a_system_are_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+    line = refused(capsys, "--base", "HEAD", "--set", "words=8")
+    assert "settings (words) are those of --system" in line
+
+
+def test_what_is_new_is_told_and_does_not_count() -> None:
+    ours = answers([1] * 45 + [0] * 15)
+    new = gate_answers.judge({"mine": (gate_answers.Absent(why="no module"), ours), "cell": (ours, ours)})
+    untimed = Times(verdicts=[], problem="", speeds={}, untimed=[("new", "times of mine: nothing to compare with")])
+    one = report(answers=new, times=untimed)
+    assert (one.verdict, one.exit_code) == ("pass", 0)
+    assert [what for _, what in one.named] == [
+        "mine: nothing to compare with, no module",
+        "times of mine: nothing to compare with",
+    ], "once, not once a figure"
+    text = one.text()
+    assert "new: mine: nothing to compare with" in text
+    (line,) = [line for line in text.splitlines() if "mine: EM" in line]
+    assert [part.strip() for part in line.split("|")[1:-1]] == ["mine: EM", "-", "75.0", *"---", "60", "-", "new"]
+    assert "<td>75.0</td>" in one.html()
+    worse = gate_answers.judge({"mine": (gate_answers.Absent(why="w"), ours), "cell": (ours, answers([0] * 60))})
+    assert [verdict for verdict, _ in report(answers=worse, times=untimed).named] == ["regression", "new", "new"]
+    broken = Times(verdicts=[], problem="", speeds={}, untimed=[("not judged", "times of mine: candidate: an error")])
+    assert report(answers=new, times=broken).exit_code == 2
+
+
 PLANTED = {
     "chunk positions": (
         "harness/model/splice.py",
@@ -194,9 +245,8 @@ PLANTED = {
 }
 
 
-@pytest.mark.slow
-def test_planted_regressions_are_caught_and_named(tmp_path: Path) -> None:
-    """Each as a commit on a clone; beside them a commit that changes nothing, and the worker's own timed answers."""
+def cloned(tmp_path: Path) -> Path:
+    """A clone of the project, with what is being worked on as a commit."""
     clone = tmp_path / "clone"
     git(PROJECT, "clone", "--quiet", "--shared", str(PROJECT), str(clone))
     for setting, value in (("user.name", "somebody"), ("user.email", "somebody@example.org")):
@@ -205,17 +255,29 @@ def test_planted_regressions_are_caught_and_named(tmp_path: Path) -> None:
         (tmp_path / "diff").write_bytes(diff)
         git(clone, "apply", "--index", "--whitespace=nowarn", str(tmp_path / "diff"))
         git(clone, "commit", "-qm", "what is being worked on")
+    return clone
+
+
+def command(clone: Path, *words: str) -> tuple[int, str]:
+    """What ``refrag-bench WORDS`` says there, with the clone's own code."""
+    done = subprocess.run(
+        [sys.executable, "-m", "harness.cli.main", *words],
+        cwd=clone,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(clone), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_planted_regressions_are_caught_and_named(tmp_path: Path) -> None:
+    """Each as a commit on a clone; beside them a commit that changes nothing, and the worker's own timed answers."""
+    clone = cloned(tmp_path)
     base = git(clone, "rev-parse", "HEAD").strip()
 
     def gate() -> tuple[int, str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "harness.cli.main", "gate", "--base", base, "--only", "answers", "--limit", "60"],
-            cwd=clone,
-            env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(clone), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-            capture_output=True,
-            text=True,
-        )
-        return done.returncode, done.stdout + done.stderr
+        return command(clone, "gate", "--base", base, "--only", "answers", "--limit", "60")
 
     git(clone, "commit", "--quiet", "--allow-empty", "-m", "nothing")
     code, said = gate()
@@ -234,7 +296,11 @@ def test_planted_regressions_are_caught_and_named(tmp_path: Path) -> None:
     with Worker(clone, tmp_path / "log") as worker:
         lanes = {"rag": {"system": "standard_rag", "checkpoint": "standard_rag/finetune-tiny"}}
         lanes["rag"] |= {"suite": "same_relation", "passages": 8}
-        opened = worker.ask("open", lanes=lanes, prompts=3, runs=str(tmp_path / "runs"), data=None, device="cpu")
+        own = {"mine": {**lanes["rag"], "system": "standard_rag", "options": {"template": "no such"}}}
+        where = {"runs": str(tmp_path / "runs"), "data": None, "device": "cpu"}
+        opened = worker.ask("open", lanes=lanes, own=own, prompts=3, **where)
+        assert list(opened["specs"]) == ["rag"]
+        assert opened["untimed"]["mine"].startswith("InputError: unknown prompt template 'no such'")
         assert opened["prompts"] == 3 and opened["specs"]["rag"]["system"]["name"] == "standard_rag"
         timed = worker.ask("answer", lane="rag", prompt=2, tokens=9)
         assert len(timed["ttit_s"]) == 8 and 0 < timed["ttft_s"] < timed["ttft_with_encode_s"]

@@ -10,8 +10,8 @@ import pytest
 
 from harness.metrics import METRIC_VERSION, score_answer
 from results import gate_answers
-from results.gate_answers import ALPHA, PROBES, Answers, AnswerVerdict, judge, judge_metric
-from results.gate_verdicts import EXIT_CODES, NOT_JUDGED, PASS, REGRESSION, worst
+from results.gate_answers import ALPHA, PROBES, Absent, Answers, AnswerVerdict, judge, judge_metric
+from results.gate_verdicts import EXIT_CODES, NEW, NOT_JUDGED, PASS, REGRESSION, worst
 
 SPEC = {"suite": {"name": "nq", "limit": 60}, "prompt_version": 1, "metric_version": 1}
 
@@ -109,6 +109,27 @@ def test_conditions_that_differ_are_named() -> None:
     assert one.why == (
         "not comparable, conditions differ: suite.limit 60 and 61; suite.root nothing and world; metric_version 1 and 2"
     )
+
+
+def test_a_new_system_is_judged_only_where_it_fails() -> None:
+    absent = Absent(why="the base has no such system")
+    verdicts = judge({"mine": (absent, answers([1] * 45 + [0] * 15, hit=1.0))})
+    assert [(one.figure, one.verdict, one.candidate, one.n) for one in verdicts] == [
+        ("em", NEW, 0.75, 60),
+        ("oracle_hit", NEW, 1.0, 60),
+        ("decoder_positions", NEW, 50.0, 60),
+    ]
+    assert {one.base for one in verdicts} == {None}
+    error = {"id": "q7", "question": "question 7", "answers": ["yes"], "error": "RuntimeError: out of memory"}
+    for candidate, why in (
+        ("a crash", "candidate: a crash"),
+        (Answers(spec=SPEC, rows=[*answers([1] * 7).rows, error]), "1 of 8 questions raised an error at the candidate"),
+        (answers([]), "no questions"),
+    ):
+        (one,) = judge({"mine": (absent, candidate)})
+        assert one.verdict == NOT_JUDGED and one.why.startswith(why)
+    assert worst([NEW, PASS]) == PASS
+    assert worst([NEW]) == NOT_JUDGED, "nothing was judged"
 
 
 @pytest.mark.parametrize("swapped", [False, True])

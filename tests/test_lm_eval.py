@@ -257,6 +257,9 @@ def test_what_would_be_lost_is_refused(job: LmEvaluationJob) -> None:
             model.generate_until([instance("generate_until", context, changed, doc=doc)])
     with pytest.raises(InputError, match="takes the template 'bare', not 'tagged'"):
         model.generate_until([instance("generate_until", "2 + 2 =", settings)])
+    model.template = None
+    with pytest.raises(InputError, match="takes the template 'bare'; the system has no setting 'template'"):
+        model.generate_until([instance("generate_until", "2 + 2 =", settings)])
     mixed = [instance("generate_until", prompt, settings, doc=doc), instance("generate_until", "2", settings)]
     with pytest.raises(InputError, match="both in one batch"):
         model.generate_until(mixed)

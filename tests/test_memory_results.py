@@ -99,6 +99,19 @@ def test_two_records_for_one_cell_are_refused(records: Path) -> None:
         memory.passkey_lines(read_records([records]), "passkey", keys=1)
 
 
+def test_settings_that_two_records_of_a_place_do_not_share_make_lines(records: Path) -> None:
+    for run, words in {"e0": 8, "e1": 16}.items():
+        config = {"words": words, "max_positions": None}
+        write(records, run, "mine:Config", config, key(0.1, 9, d0=0.1), length=512, keys=1, digits=5)
+    write(records, "e2", "mine:Config", {"words": 16, "max_positions": None}, key(1, 9), length=1024, keys=1, digits=5)
+    lines = memory.passkey_lines(read_records([records]), "passkey", keys=1)
+    assert {line.row.variant: sorted(line.records) for line in lines if line.row.system == "mine:Config"} == {
+        "words=8": [512],
+        "words=16": [512, 1024],
+    }
+    assert [line.row.variant for line in lines if line.row.system == "refrag_v2"] == ["k=8"], "as without them"
+
+
 def test_the_heat_map_marks_the_trained_length_and_shows_every_cell(records: Path) -> None:
     lines = memory.passkey_lines(read_records([records]), "passkey", keys=1)
     pictures = memory_figure.draw_heat_map(lines, 512)
@@ -130,6 +143,22 @@ def test_drawing_leaves_tables_and_figures_of_both(records: Path, tmp_path: Path
         *(f"figures/{stem}.{kind}" for stem in ("passkey", "passkey-long-range") for kind in ("png", "svg")),
     }
     assert draw([records], tmp_path / "out")[1] == files
+
+
+def test_beside_a_table_of_answers_none_is_lost(records: Path, tmp_path: Path) -> None:
+    """One's own runs are all of one experiment: pass keys among them have names that the answers do not take."""
+    alone = draw([records], tmp_path / "out")[1]
+    write_record(records, "d0", experiments=["passkey"])
+    (table,), files = draw([records], tmp_path / "out")
+    folder = tmp_path / "out" / "tables"
+    assert files[folder / "passkey.md"] != alone[folder / "passkey.md"]
+    assert table.experiment == "passkey"
+    for kind in ("md", "csv", "tex"):
+        assert files[folder / f"passkey-memory.{kind}"] == alone[folder / f"passkey.{kind}"]
+    for name, drawn in {"passkey-memory-positions.md": "passkey-positions.md"}.items():
+        assert files[folder / name] == alone[folder / drawn]
+    figures = folder.with_name("figures")
+    assert files[figures / "passkey-memory.svg"] == alone[figures / "passkey.svg"] != files[figures / "passkey.svg"]
 
 
 def test_the_verb_draws_them_and_knows_no_other_experiment(

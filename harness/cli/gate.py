@@ -26,6 +26,9 @@ suites:
   tiny                            the main experiment: every system and suite, 500 questions
   selection, expansion, passkey   those experiments; the first and the last train what the commit does not ship
 
+--system adds two cells and a lane of one more system, on standard RAG's decoder. Where the base does not have it yet,
+it is reported as new: nothing to compare with, and the exit code is that of the others.
+
 Every report says what difference it could have found. docs/gate.md explains how it judges, and has files for a git
 host's CI and for SLURM.
 
@@ -38,6 +41,7 @@ examples:
   refrag-bench gate --base HEAD~1 --only answers               without the clock: on a machine that others use
   refrag-bench gate --base v1.0 --candidate v1.1 --suites tiny --html gate.html
   refrag-bench gate --base HEAD --dirty                        are my uncommitted changes worse?
+  refrag-bench gate --base HEAD~1 --system mine:MineConfig     and my own system, new in that commit or changed
   refrag-bench gate --base HEAD --candidate HEAD               A/A: has to pass
   refrag-bench gate --base main --accept                       a pass joins results/records/gate, for `history`"""
 
@@ -50,6 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dirty", action="store_true", help="judge uncommitted changes too; the report names the files"
     )
     parser.add_argument("--suites", default="smoke", metavar="NAME", help="smoke (default), tiny, ... (above)")
+    parser.add_argument(
+        "--system", default="", metavar="NAME", help="judge this one too: your own as module:Class, or a known name"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of that system; repeatable"
+    )
     parser.add_argument("--only", choices=("answers", "times"), help="one half of it")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N questions of a cell (smoke: 200)")
     parser.add_argument("--rounds", type=int, default=240, metavar="N", help="rounds of every pair that is timed (240)")
@@ -79,6 +89,8 @@ def run(args: argparse.Namespace) -> int:
         candidate=args.candidate,
         dirty=args.dirty,
         suites=args.suites,
+        system=args.system,
+        options=load("slurm.jobs.system:parse_settings")(args.set),
         parts=(args.only,) if args.only else ("answers", "times"),
         limit=args.limit,
         rounds=args.rounds,

@@ -22,6 +22,7 @@ Read every record.json below --records and write, for each experiment found,
   OUT/tables/EXPERIMENT.md .csv .tex    score, 95 % interval, chance, n, passages read, errors, link to record
   OUT/figures/EXPERIMENT.png .svg       the score against the number of passages
   OUT/tables/EXPERIMENT-*, figures      where pass keys or look-ups were asked: score by length, depth and distance
+                                        (EXPERIMENT-memory where EXPERIMENT has a table of answers too)
   OUT/tables/EXPERIMENT-cost.*          where systems raced: rate, decoder positions and speed beside the score
   OUT/tables/EXPERIMENT-popularity.*    with --popularity: the score on PopQA by the popularity of who is asked about
 (EXPERIMENT-METRIC.* for a metric other than em). Then, with the accepted records below OUT/records and the latency

@@ -28,11 +28,12 @@ from harness.files import write_atomically
 from harness.progress import bar, say
 from harness.record import read_rows
 from results import gate_answers, gate_times
-from results.gate_answers import PROBES, Answers, AnswerVerdict
+from results.gate_answers import PROBES, Absent, Answers, AnswerVerdict, Base
 from results.gate_report import Report, Times, speeds
+from results.gate_verdicts import NEW, NOT_JUDGED
 from slurm.gate.asking import Worker, WorkerFailed
 from slurm.gate.rounds import PROMPTS, WARM_UP, measure
-from slurm.gate.sets import LANES, SMOKE, SMOKE_LIMIT, check_set
+from slurm.gate.sets import LANES, SMOKE, SMOKE_LIMIT, check_set, own_cells, own_lanes, titled
 from slurm.gate.sides import Side, candidate_of, commit_of, worktree
 
 PARTS = ("answers", "times")
@@ -42,12 +43,18 @@ PASSING = ("commit", "dirty", "created", "threads", "slurm_job", "attempt")
 
 @dataclass(frozen=True, kw_only=True)
 class GateJob:
-    """``candidate`` None is what is checked out. Margins are shares: 0.02 is two points, 0.05 is 5 %."""
+    """``candidate`` None is what is checked out. Margins are shares: 0.02 is two points, 0.05 is 5 %.
+
+    ``system`` is judged beside the suites', with the settings ``options``, a name of the catalog or somebody's own
+    ``module:Class``; empty for none. Where the base does not have it, it is told and not judged.
+    """
 
     base: str
     candidate: str | None
     dirty: bool
     suites: str
+    system: str
+    options: Mapping[str, str]
     parts: tuple[str, ...]
     limit: int | None
     rounds: int
@@ -68,6 +75,8 @@ class GateJob:
                 f"expected a margin of at least 0 and one of times above 0, both below 100 %, got "
                 f"{100 * self.margin:g} and {100 * self.time_margin:g}"
             )
+        if self.options and not self.system:
+            raise InputError(f"settings ({', '.join(self.options)}) are those of --system, which is not given")
         base, candidate = commit_of(self.base), candidate_of(self.candidate, dirty=self.dirty)
         environment = {k: v for k, v in provenance.collect(self.device).items() if k not in PASSING}
         folder = self._folder(base, candidate, environment)
@@ -77,6 +86,7 @@ class GateJob:
                 name: stack.enter_context(worktree(side, self.work / "code"))
                 for name, side in (("base", base), ("candidate", candidate))
             }
+            self._known(candidate, trees["candidate"], folder)
             stored = self.work / "commits" / base.identity / digest(environment)
             answers: list[AnswerVerdict] = []
             records: dict[str, Any] = {}
@@ -94,6 +104,7 @@ class GateJob:
                 "time_margin": self.time_margin,
                 "device": self.device,
                 "data": None if self.data is None else self.data.name,
+                "system": titled(self.system, self.options),
             },
             answers=answers,
             times=times,
@@ -119,6 +130,7 @@ class GateJob:
         return {
             "cells": plain(SMOKE) if smoke else None,
             "experiment": None if smoke else self.suites,
+            "own": plain(own_cells(self.system, self.options)),
             "limit": self._limit,
             "data": None if self.data is None else str(self.data.absolute()),
             "device": self.device,
@@ -137,16 +149,31 @@ class GateJob:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
+    def _known(self, candidate: Side, tree: Path, folder: Path) -> None:
+        """Raise ``InputError`` where the candidate has no such system; what else is wrong with it is told later."""
+        if not self.system:
+            return
+        try:
+            with Worker(tree, folder / "log" / "candidate.log") as commit:
+                why = commit.ask("lacks", system=self.system)
+        except WorkerFailed:
+            return
+        if why:
+            raise InputError(f"system {self.system!r} is not in the candidate {candidate.short}: {why}")
+
     def _answers(
         self, trees: Mapping[str, Path], folder: Path, stored: Path
     ) -> tuple[list[AnswerVerdict], dict[str, Any]]:
         """What is judged of the answers, and the candidate's records by cell."""
         found: dict[str, dict[str, Path] | str] = {}
         metrics: dict[str, Any] = {}
+        absent = ""
         for name, runs in (("base", stored), ("candidate", folder / "candidate")):
             try:
                 with Worker(trees[name], folder / "log" / f"{name}.log") as commit:
                     metrics[name] = commit.ask("score", pairs=plain(PROBES))
+                    if name == "base" and self.system:
+                        absent = commit.ask("lacks", system=self.system)
                     found[name] = self._stored(runs) if name == "base" and self._index(runs).exists() else {}
                     if not found[name]:
                         found[name] = self._evaluated(commit, name, runs)
@@ -158,7 +185,14 @@ class GateJob:
         cells = list(dict.fromkeys(cell for side in found.values() if isinstance(side, dict) for cell in side)) or [
             self.suites
         ]
-        pairs = {cell: (_read(found["base"], cell), _read(found["candidate"], cell)) for cell in cells}
+        own = own_cells(self.system, self.options) if absent else {}
+        pairs: dict[str, tuple[Base, Answers | str]] = {
+            cell: (
+                Absent(why=f"the base has no such system: {absent}") if cell in own else _read(found["base"], cell),
+                _read(found["candidate"], cell),
+            )
+            for cell in cells
+        }
         verdicts += gate_answers.judge(pairs, margin=self.margin)
         candidate = found["candidate"]
         records = {}
@@ -212,16 +246,28 @@ class GateJob:
         sides = {"base": stored, "base again": stored, "candidate": folder / "candidate"}
         workers: dict[str, Worker] = {}
         opened: dict[str, Any] = {}
+        own = own_lanes(self.system, self.options)
+        untimed: list[tuple[str, str]] = []
         with ExitStack() as stack:
             for name, runs in sides.items():
                 log = folder / "log" / f"{name.replace(' ', '-')}-times.log"
                 try:
                     workers[name] = stack.enter_context(Worker(trees[name.split()[0]], log))
+                    if name == "base" and own and (why := workers[name].ask("lacks", system=self.system)):
+                        text = f"nothing to compare with, the base has no such system: {why}"
+                        untimed += [(NEW, f"times of {lane}: {text}") for lane in own]
+                        own = {}
                     opened[name] = workers[name].ask(
-                        "open", lanes=plain(LANES), prompts=PROMPTS, runs=str(runs), **where
+                        "open", lanes=plain(LANES), own=plain(own), prompts=PROMPTS, runs=str(runs), **where
                     )
                 except WorkerFailed as error:
                     return Times(verdicts=[], problem=f"{name}: {error}", speeds={})
+            failed = {lane: f"{name}: {why}" for name, side in opened.items() for lane, why in side["untimed"].items()}
+            untimed += [(NOT_JUDGED, f"times of {lane}: {why}") for lane, why in failed.items()]
+            for side in opened.values():
+                del side["untimed"]
+                side["specs"] = {lane: spec for lane, spec in side["specs"].items() if lane not in failed}
+            lanes = list(opened["base"]["specs"])
             if differing := list(gate_answers.conditions(opened["base"], opened["candidate"])):
                 problem = f"not comparable, conditions differ: {'; '.join(differing)}"
                 return Times(verdicts=[], problem=problem, speeds={})
@@ -229,7 +275,7 @@ class GateJob:
             def rounds(title: str, first: str, second: str) -> gate_times.Rounds:
                 with bar(f"  {title}, {self.rounds} rounds after {WARM_UP}") as progress:
                     prompts = opened["base"]["prompts"]
-                    return measure(workers[first], workers[second], list(LANES), self.rounds, prompts, progress)
+                    return measure(workers[first], workers[second], lanes, self.rounds, prompts, progress)
 
             try:
                 same = rounds("times: base against itself", "base", "base again")
@@ -244,6 +290,7 @@ class GateJob:
             verdicts=gate_times.judge(same, compared, margin=self.time_margin),
             problem="",
             speeds=speeds(compared.second) if compared else {},
+            untimed=untimed,
         )
 
 

@@ -40,6 +40,25 @@ LANES: Mapping[str, Mapping[str, Any]] = {
     "refrag_v2 k=8 policy": {**V2, **HARD},
     "refrag_v1": {**V1, **HARD},
 }
+
+
+def own_cells(system: str, options: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Cells of a system that ``--system`` names, on the decoder that standard RAG has; empty for no system."""
+    own = {**RAG, "system": system, "options": dict(options)}
+    return {f"{titled(system, options)}, {where['suite']}": {**own, **where} for where in (HARD, FOUND) if system}
+
+
+def own_lanes(system: str, options: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """As ``own_cells``, of what is timed."""
+    own = {**RAG, "system": system, "options": dict(options)}
+    return {titled(system, options): {**own, **HARD}} if system else {}
+
+
+def titled(system: str, options: Mapping[str, Any]) -> str:
+    settings = ", ".join(f"{name}={value}" for name, value in options.items())
+    return f"{system} ({settings})" if settings else system
+
+
 # Experiments of the catalog whose evaluations can be a gate's: from shipped checkpoints, or trained by the commit.
 EXPERIMENTS = ("tiny", "selection", "expansion", "passkey")
 NAMES = ("smoke", *EXPERIMENTS)

@@ -43,9 +43,34 @@ class Commit:
         self.lanes: dict[str, Any] = {}
         self.prompts: Sequence[Any] = ()
 
-    def prepare(self, *, cells: Mapping[str, Any] | None, experiment: str | None, **where: Any) -> list[str]:
-        """Make the data of ``cells`` (or of the evaluations of ``experiment``); their names, ready to be evaluated."""
+    def lacks(self, system: str) -> str:
+        """Why this commit has no such system; empty where it has one, whether or not that works."""
+        from harness.cli.catalog import SYSTEMS
+
+        module, _, name = SYSTEMS.get(system, system).partition(":")
+        if not name:
+            return f"its catalog has no {system!r}"
+        try:
+            if importlib.util.find_spec(module) is None:
+                return f"it has no module {module!r}"
+        except ImportError as error:  # of a package above it
+            return f"it has no module {module!r} ({error})"
+        try:
+            found = importlib.import_module(module)
+        except Exception:  # what is wrong with it is told by its cells
+            return ""
+        return "" if hasattr(found, name) else f"its {module} has no {name!r}"
+
+    def prepare(
+        self, *, cells: Mapping[str, Any] | None, experiment: str | None, own: Mapping[str, Any], **where: Any
+    ) -> list[str]:
+        """Make the data of ``cells`` (or of the evaluations of ``experiment``); their names, ready to be evaluated.
+
+        Of ``own`` those are made whose system this commit has.
+        """
         self.cells = self._experiment(str(experiment), **where) if cells is None else self._listed(cells, **where)
+        if known := {name: cell for name, cell in own.items() if not self.lacks(cell["system"])}:
+            self.cells |= self._listed(known, **where)
         return list(self.cells)
 
     def evaluate(self, cell: str) -> str:
@@ -54,18 +79,33 @@ class Commit:
         record = job.run(self._progress)
         return str(job.runs / record.spec["suite"]["name"] / record.spec["system"]["name"] / record.run_id)
 
-    def open(self, lanes: Mapping[str, Any], prompts: int, **where: Any) -> dict[str, Any]:
-        """Load the systems of ``lanes``, which answer the same prompts; how many there are of those, and the specs."""
+    def open(self, lanes: Mapping[str, Any], own: Mapping[str, Any], prompts: int, **where: Any) -> dict[str, Any]:
+        """Load the systems of ``lanes``, which answer the same prompts; how many there are of those, and the specs.
+
+        One of ``own`` that cannot be timed stays out; why is said by its name.
+        """
         from harness.config import plain
 
-        self.lanes = {name: job.open() for name, job in self._listed(lanes, limit=prompts, **where).items()}
-        for lane in self.lanes.values():
-            # A value is one token and ends the answer: to time a decode loop it has to go on.
-            lane.system.prompting.stop_ids = []
+        self.lanes = {name: self._opened(job) for name, job in self._listed(lanes, limit=prompts, **where).items()}
         self.prompts = list(next(iter(self.lanes.values())).suite.examples())
+        untimed = {}
+        for name, job in self._listed(own, limit=prompts, **where).items():
+            try:
+                self.lanes[name] = self._opened(job)
+                self.answer(name, 0, 2)
+            except Exception as error:
+                traceback.print_exception(error)
+                untimed[name] = f"{type(error).__name__}: {' '.join(str(error).split())}"
         gc.collect()
         gc.freeze()
-        return {"prompts": len(self.prompts), "specs": {name: plain(lane.spec) for name, lane in self.lanes.items()}}
+        specs = {name: plain(lane.spec) for name, lane in self.lanes.items() if name not in untimed}
+        return {"prompts": len(self.prompts), "specs": specs, "untimed": untimed}
+
+    def _opened(self, job: Any) -> Any:
+        lane = job.open()
+        # A value is one token and ends the answer: to time a decode loop it has to go on.
+        lane.system.prompting.stop_ids = []
+        return lane
 
     def answer(self, lane: str, prompt: int, tokens: int) -> dict[str, Any]:
         """Answer one prompt with ``tokens`` tokens: seconds to the first one and between all of them."""
@@ -166,7 +206,7 @@ def main() -> None:
         return
     print(json.dumps({"said": "ready"}), file=channel, flush=True)
     asks: Mapping[str, Callable[..., Any]] = {
-        name: getattr(commit, name) for name in ("prepare", "evaluate", "open", "answer", "score")
+        name: getattr(commit, name) for name in ("lacks", "prepare", "evaluate", "open", "answer", "score")
     }
     for line in sys.stdin:
         request = json.loads(line)

@@ -167,13 +167,15 @@ class LmEvaluationJob:
         def scoring() -> LogLikelihood[Any]:
             return with_likelihood(self.system, opened.system)
 
-        config, decoder = opened.config, opened.decoder
+        # A system of somebody's own may have neither setting: it has one template then, and the decoder's window.
+        decoder = opened.decoder
+        window = getattr(opened.config, "max_positions", None)
         return Answering(
             opened.system,
             decoder,
             scoring=scoring,
-            template=config.template,
-            window=config.max_positions or decoder.model.config.max_position_embeddings,
+            template=getattr(opened.config, "template", None),
+            window=window or decoder.model.config.max_position_embeddings,
             max_new_tokens=self.max_new_tokens,
             batch_size=self.batch_size,
             progress=progress,

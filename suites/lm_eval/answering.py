@@ -43,7 +43,7 @@ class Answering(LM):  # type: ignore[misc]
     """``system`` for lm-eval. ``window``: how many positions its decoder has for prompt and answer together.
 
     ``scoring`` gives the system as one with a likelihood, or raises ``InputError`` naming those that have one; it is
-    asked when a task needs it.
+    asked when a task needs it. ``template`` is None for a system that has no such setting.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Answering(LM):  # type: ignore[misc]
         decoder: Decoder,
         *,
         scoring: Callable[[], LogLikelihood[Any]],
-        template: str,
+        template: str | None,
         window: int,
         max_new_tokens: int,
         batch_size: int,
@@ -148,6 +148,11 @@ class Answering(LM):  # type: ignore[misc]
         self, scoring: LogLikelihood[Any], pairs: Sequence[tuple[list[int], list[int]]]
     ) -> tuple[Any, list[str], list[list[int]]]:
         """Contexts as untagged passages with nothing behind them, no questions, and the continuations."""
+        if self.template is None:
+            raise InputError(
+                "a document without passages is read as it stands, which takes the template 'bare'; the system has no "
+                "setting 'template'"
+            )
         if self.template != "bare":
             raise InputError(
                 f"a document without passages is read as it stands, which takes the template 'bare', not "

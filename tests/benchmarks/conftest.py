@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,3 +46,19 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from harness.data.world.mirror import WorldConfig, write_world
 
     return write_world(WorldConfig(documents=2), tmp_path_factory.mktemp("data") / "world")
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    """A saved run says of the machine what a time depends on, and what runs are told to differ by."""
+    import torch
+
+    cpu = {name: machine_info["cpu"].get(name) for name in ("brand_raw", "count")}
+    kept = {name: machine_info[name] for name in ("system", "machine", "python_version")}
+    machine_info.clear()
+    machine_info |= {**kept, "cpu": cpu, "torch": torch.__version__}
+
+
+def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: dict[str, Any]) -> None:
+    """A commit is the same in every clone, whatever its folder and branch are called."""
+    for name in ("project", "branch"):
+        commit_info.pop(name, None)
