@@ -10,7 +10,8 @@ from harness.config import file_digest
 
 ATTACK = (
     "<script>window.attacked = 1</script></script><img src=x onerror='window.attacked = 1'>"
-    "[x](javascript:window.attacked=1)<a href='javascript:window.attacked=1'>\"><svg onload=window.attacked=1>{{ 7 * 7 }}"
+    "[x](javascript:window.attacked=1)<a href='javascript:window.attacked=1'>"
+    '"><svg onload=window.attacked=1>{{ 7 * 7 }}'
 )
 
 

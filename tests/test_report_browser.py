@@ -97,9 +97,8 @@ def test_all_that_was_planted_is_text(page: chromium.Page) -> None:
     """In a question, gold, answer, error, passage, title, setting, note and name of a system, in every record."""
     for place in range(page.run("document.querySelectorAll('#tiny button.open').length")):
         page.run(f"document.querySelectorAll('#tiny button.open')[{place}].click()")
-        assert page.run(
-            f"document.querySelectorAll('#record-content').length && !document.querySelector('#record-content :is({ACTING})')"
-        )
+        assert page.run("document.getElementById('record-content').textContent.length") > 0
+        assert page.run(f"document.querySelector('#record-content :is({ACTING})')") is None
         page.run("document.getElementById('record').close()")
     assert page.run("document.querySelectorAll('body > script').length") == 2
     assert page.run("!document.querySelector('img, a[href^=javascript], [onerror], [onload]')") is True
@@ -114,7 +113,7 @@ def test_the_other_pages_run_nothing_either(tab: chromium.Page, tmp_path: Path, 
     tab.open(path, 1280)
     assert tab.run("window.attacked") is None and tab.trouble == []
     assert tab.run("!document.querySelector('script, img, a, [onerror], [onload]')") is True
-    assert tab.run("document.body.textContent").count(ATTACK) >= (4 if kind == "gate" else 4)
+    assert tab.run("document.body.textContent").count(ATTACK) >= 4
 
 
 def gate_page() -> str:
