@@ -44,3 +44,8 @@ def destination(path: Path) -> Path:
     except FileExistsError as error:
         raise InputError(f"cannot write {path}: {path.parent} is a file") from error
     return path
+
+
+def is_file_name(name: object) -> bool:
+    """Whether ``name``, which some data say, is of one file of a folder: it cannot lead out of it."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not any(c in name for c in "/\\\0")

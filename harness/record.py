@@ -22,7 +22,7 @@ from typing import Any, Self
 
 from harness.config import digest, plain
 from harness.errors import Busy, InputError
-from harness.files import append, write_atomically
+from harness.files import append, is_file_name, write_atomically
 
 SCHEMA_VERSION = 1
 
@@ -120,7 +120,10 @@ class RunSpec:
         return digest(self)
 
     def folder(self, runs: Path) -> Path:
-        """Where this run lies below ``runs``."""
+        """Where this run lies below ``runs``. Raises ``InputError`` where a name would lead out of there."""
+        for name in (self.suite.name, self.system.name):
+            if not is_file_name(name):
+                raise InputError(f"expected names of suite and system that a folder can have, got {name!r}")
         return runs / self.suite.name / self.system.name / self.run_id
 
 
@@ -238,8 +241,10 @@ class Journal:
     def append(self, rows: list[dict[str, Any]]) -> None:
         """Add the rows of one batch and hand them to the operating system.
 
-        A write that fails half-way (a full disk) leaves a torn line, which the next start cuts off.
+        A write that fails half-way (a full disk) leaves a torn line, which the next start cuts off. No rows, no line.
         """
+        if not rows:
+            return
         lines = []
         for row in rows:
             row = {"run_id": self.run_id, "i": len(self.rows), **row}

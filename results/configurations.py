@@ -284,11 +284,15 @@ def find(folders: Iterable[Path]) -> Path | None:
 
 def read(path: Path) -> Facts:
     """What the job wrote there. Raises ``InputError`` where it is of another schema."""
-    document = json.loads(path.read_text(encoding="utf-8"))
-    if document.get("schema") != SCHEMA:
-        raise InputError(f"{path} has schema {document.get('schema')!r}; expected {SCHEMA}")
-    facts: Facts = document["facts"]
-    return facts
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        found, facts = document["schema"], document["facts"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} holds no configurations: {error}") from error
+    if found != SCHEMA:
+        raise InputError(f"{path} has schema {found!r}; expected {SCHEMA}")
+    read: Facts = facts
+    return read
 
 
 def components(ledger: Ledger, facts: Facts) -> Layout:

@@ -124,7 +124,8 @@ def read(path: Path) -> Journal:
         raise InputError(f"{path} is not a latency journal: its header has no labels")
     groups: dict[tuple[int, int], list[dict[str, Any]]] = {}
     for number, row in enumerate(rows, start=2):
-        if not isinstance(row, dict) or not row.keys() >= ROW:
+        whole = isinstance(row, dict) and row.keys() >= ROW
+        if not whole or not (isinstance(row["length"], int) and isinstance(row["batch"], int)):
             raise InputError(f"{path}, line {number} is not a row of a latency journal")
         groups.setdefault((row["length"], row["batch"]), []).append(row)
     return Journal(header, [row for group in groups.values() if len(group) == len(header["labels"]) for row in group])

@@ -78,6 +78,7 @@ def read_record(path: Path) -> Record:
             "read it with the version of refrag-bench that wrote it, or run it again"
         )
     try:
+        json.dumps(document, ensure_ascii=False).encode()  # JSON can say half a character, which nothing can draw
         return _record(path, document)
     except (InputError, KeyError, TypeError, ValueError) as error:
         problem = f"{error} is missing" if isinstance(error, KeyError) else str(error)
@@ -96,9 +97,9 @@ def _record(path: Path, document: Mapping[str, Any]) -> Record:
             for name in _typed(document["experiments"], list, "experiments")
         ),
         notes=tuple(_typed(note, str, "notes") for note in _typed(document.get("notes", []), list, "notes")),
-        suite=_typed(suite["name"], str, "spec.suite.name"),
+        suite=_name(suite["name"], "spec.suite.name"),
         root=_typed(suite["root"], str, "spec.suite.root"),
-        system=_typed(_typed(spec["system"], dict, "spec.system")["name"], str, "spec.system.name"),
+        system=_name(_typed(spec["system"], dict, "spec.system")["name"], "spec.system.name"),
         passages=_count(spec["passages"], "spec.passages"),
         metric_version=_count(spec["metric_version"], "spec.metric_version"),
         spec=spec,
@@ -123,6 +124,13 @@ def _metric(metric: Any, name: str) -> Interval:
         n=_count(fields["n"], f"{name}.n"),
         method=_typed(fields["method"], str, f"{name}.method"),
     )
+
+
+def _name(value: Any, name: str) -> str:
+    """A name that a figure can show: no control characters."""
+    if not _typed(value, str, name).isprintable():
+        raise ValueError(f"{name}: expected printable characters, got {value!r}")
+    return str(value)
 
 
 def _count(value: Any, name: str) -> int:

@@ -101,7 +101,7 @@ def draw(records: Iterable[Path], out: Path) -> tuple[Report, dict[Path, bytes]]
     Nothing is written. Raises ``InputError`` where no record answers questions, and for damaged files.
     """
     report = gather(list(records), out.parent)
-    return report, {out: to_html(report).encode()}
+    return report, {out: to_html(report).encode(errors="replace")}  # a journal can say half a character
 
 
 def gather(folders: Sequence[Path], home: Path) -> Report:
@@ -234,10 +234,13 @@ def _first(
 def _differences(folders: Iterable[Path], panels: Panels) -> Iterator[PageTable]:
     seen: set[str] = set()
     for path in (path for folder in folders for path in sorted(folder.rglob("comparison.json"))):
-        document: Mapping[str, Any] = json.loads(path.read_bytes())
-        if document["name"] not in seen:
-            seen.add(document["name"])
-            yield of_comparison(path, document, panels)
+        try:
+            document: Mapping[str, Any] = json.loads(path.read_bytes())
+            if document["name"] not in seen:
+                seen.add(document["name"])
+                yield of_comparison(path, document, panels)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path} is no comparison: {type(error).__name__}: {error}") from None
 
 
 def _latency(folders: Iterable[Path], panels: Panels) -> Iterator[Section]:

@@ -101,7 +101,10 @@ class Journals:
         found: dict[str, Path] = {}
         for folder in self.folders:
             for manifest in sorted(folder.rglob(f"*{MANIFEST}")):
-                digest = json.loads(manifest.read_bytes()).get("digest")
+                try:
+                    digest = json.loads(manifest.read_bytes()).get("digest")
+                except (ValueError, AttributeError) as error:
+                    raise InputError(f"{manifest} is damaged ({error}); delete it and freeze again") from None
                 found.setdefault(str(digest), manifest.with_name(manifest.name.removesuffix(MANIFEST)))
             for path in sorted(folder.rglob("ctxs/*.jsonl.gz")):
                 found.setdefault(file_digest(path), path)

@@ -12,11 +12,15 @@ first: the site file (the environment's REFRAG_SITE, else ``~/.config/refrag-ben
 
 and variables REFRAG_<NAME>_<FIELD>: text as it stands (``REFRAG_H100_PARTITION=gpu-long``), anything else as TOML
 writes it (``REFRAG_H100_MODULES='["cuda/12.8"]'``).
+
+Values of ``environment`` that look like secrets (``is_secret``) are in no message and no job script: they are set where
+``sbatch`` is called, which hands its environment on.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -26,6 +30,8 @@ from typing import Any, get_type_hints
 from harness.errors import InputError, unknown
 from slurm import local_cluster
 
+_SECRET = re.compile(r"SECRET|PASSW|CREDENTIAL|(^|_)(TOKEN|KEY)S?($|_)", re.IGNORECASE)
+_URI_WITH_USER = re.compile(r"://[^/]*@")
 SITE_FILE = "~/.config/refrag-bench/site.toml"
 
 
@@ -120,6 +126,11 @@ def find_profile(name: str) -> Profile:
     return profile
 
 
+def is_secret(name: str, value: str) -> bool:
+    """Whether a variable is not to be written down: by its name, or a URI with a user and password in it."""
+    return bool(_SECRET.search(name) or _URI_WITH_USER.search(value))
+
+
 def gpus_here(profile: LocalProfile) -> int:
     """How many GPUs of this machine jobs may take: all, or as many of them as the profile says."""
     import torch
@@ -149,7 +160,7 @@ def _read_site() -> tuple[Path, dict[str, Any]]:
         if name not in PROFILES:
             raise unknown(f"cluster in {path}", name, PROFILES)
         if not isinstance(table, dict):
-            raise InputError(f"{path}: expected a table [{name}], got {name} = {table!r}")
+            raise InputError(f"{path}: expected a table [{name}], got {name} = {type(table).__name__}")
     return path, site
 
 
@@ -160,7 +171,8 @@ def _from_environment(profile: Profile, field_name: str, variable: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{variable}: expected a value as TOML writes it, got {text!r}") from error
+        said = f", got {text!r}" if field_name != "environment" else ""  # its values may be secrets
+        raise InputError(f"{variable}: expected a value as TOML writes it{said}") from error
 
 
 def _changed(profile: Profile, field_name: str, value: Any, where: str) -> Profile:
@@ -171,7 +183,8 @@ def _changed(profile: Profile, field_name: str, value: Any, where: str) -> Profi
     expected, read = _KINDS[hint]
     read_value = read(value)
     if read_value is None:
-        raise InputError(f"{where}: expected {expected} as {field_name}, got {value!r}")
+        said = f", got {value!r}" if field_name != "environment" else ""
+        raise InputError(f"{where}: expected {expected} as {field_name}{said}")
     if field_name == "environment":
         read_value = {**profile.environment, **read_value}
     return replace(profile, **{field_name: read_value})

@@ -19,7 +19,7 @@ from harness.errors import InputError
 from slurm import queue
 from slurm.arrays import Array, Member, arrays
 from slurm.checkout import ROOT
-from slurm.cluster import SlurmProfile
+from slurm.cluster import SlurmProfile, is_secret
 from slurm.payload import Payload
 from slurm.shapes import sbatch_parameters
 from slurm.sweep import Launch, Sweep
@@ -161,7 +161,8 @@ def build_executor(
 
     executor = submitit.SlurmExecutor(folder=log / "%A", python=PYTHON)
     dependencies = [f"{kind}:{':'.join(ids)}" for kind, ids in (("afterok", after_ok), ("afterany", after_any)) if ids]
-    exports = {"PYTHONPATH": str(sweep.code.resolve()), **profile.environment}
+    said = {name: value for name, value in profile.environment.items() if not is_secret(name, value)}
+    exports = {"PYTHONPATH": str(sweep.code.resolve()), **said}
     executor.update_parameters(
         **sbatch_parameters(array.shape, profile, minutes=sweep.header.minutes),
         job_name=sweep.header.id,

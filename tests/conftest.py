@@ -5,7 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
+# The same examples in every run and no time limit of an example: a busy machine, or an unlucky day, is no failure.
+settings.register_profile("fixed", derandomize=True, deadline=None)
+settings.load_profile("fixed")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["MLFLOW_TRACKING_URI"] = "off"  # a new store takes ten seconds; the tests of tracking say where
 

@@ -8,7 +8,11 @@ from test_results import write_record
 
 from harness.config import file_digest
 
-ATTACK = "<script>window.attacked = 1</script></script><img src=x onerror='window.attacked = 1'>"
+ATTACK = (
+    "<script>window.attacked = 1</script></script><img src=x onerror='window.attacked = 1'>"
+    "[x](javascript:window.attacked=1)<a href='javascript:window.attacked=1'>"
+    '"><svg onload=window.attacked=1>{{ 7 * 7 }}'
+)
 
 
 def write_runs(folder: Path) -> Path:
@@ -19,8 +23,15 @@ def write_runs(folder: Path) -> Path:
         {
             "id": f"q{i}",
             "question": f"{ATTACK} {i}",
-            "answers": ["Vepin"],
-            "ctxs": [{"id": f"{i}-{j}", "title": f"Person {j}", "text": f"{ATTACK} {'long ' * 100}"} for j in range(9)],
+            "answers": ["Vepin", ATTACK],
+            "ctxs": [
+                {
+                    "id": f"{i}-{j}",
+                    "title": f"Person {j}" if j % 2 == 0 else f"{ATTACK} {j}",
+                    "text": f"{ATTACK} {'long ' * 100}",
+                }
+                for j in range(9)
+            ],
         }
         for i in range(10)
     ]

@@ -8,21 +8,34 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from harness.cli.main import main
 from harness.data.sources import DataRoot
+from harness.data.stream.windows import FORMAT as WINDOWS_FORMAT
+from harness.data.stream.windows import Windows
+from harness.data.text import FORMAT as TEXT_FORMAT
+from harness.data.text import Text
 from harness.errors import InputError
+from harness.model.load import load_decoder
 from harness.record import Journal, RunRecord, read_rows
 from harness.retrieval.corpus import read_corpus
 from harness.retrieval.frozen import read_frozen
 from harness.train.export import read_training
+from results.configurations import SCHEMA as CONFIGURATIONS_SCHEMA
+from results.configurations import read as read_configurations
+from results.latency import SCHEMA as LATENCY_SCHEMA
+from results.latency import read as read_latency
+from results.losses import read as read_losses
 from slurm.cluster import find_profile
+from slurm.gate.job import asked_runs
 
 PASSAGE = {"id": "1", "title": "T", "text": "some text"}
 RECORD = asdict(
@@ -142,6 +155,97 @@ READERS: dict[str, tuple[Callable[[Path, bytes], Any], bytes]] = {
 }
 
 
+def windows(folder: Path, data: bytes) -> Any:
+    (folder / "windows.json").write_bytes(data)
+    return Windows(folder)
+
+
+def text(folder: Path, data: bytes) -> Any:
+    (folder / "manifest.json").write_bytes(data)
+    return Text(folder)
+
+
+def losses(folder: Path, data: bytes) -> Any:
+    (folder / "l.csv").write_bytes(data)
+    return read_losses(folder / "l.csv")
+
+
+def latency_journal(folder: Path, data: bytes) -> Any:
+    (folder / "latency.jsonl").write_bytes(data)
+    return read_latency(folder / "latency.jsonl")
+
+
+def configurations(folder: Path, data: bytes) -> Any:
+    (folder / "c.json").write_bytes(data)
+    return read_configurations(folder / "c.json")
+
+
+def stored(folder: Path, data: bytes) -> Any:
+    (folder / "asked.json").write_bytes(data)
+    return asked_runs(folder / "asked.json")
+
+
+WINDOWS = {
+    "format": WINDOWS_FORMAT, "layout": {"length": 4}, "digest": "d", "mixture": None, "dtype": "<u2",
+    "tokenizer": {"digest": "t"}, "shards": [{"file": "0.npy", "set": "book", "windows": 2, "sha256": ""}],
+}  # fmt: skip
+LOSSES = b"way,k,seed,step,tokens,loss,training,commit\nours,8,0,1,100,2.5,t,c\n"
+READERS |= {
+    "windows": (windows, lines(WINDOWS)),
+    "prepared text": (text, lines({"format": TEXT_FORMAT, "counts": {"train": {"book": {}}}})),
+    "losses": (losses, LOSSES),
+    "latency journal": (latency_journal, lines({"kind": "run", "schema": LATENCY_SCHEMA, "labels": []})),
+    "configurations": (configurations, lines({"schema": CONFIGURATIONS_SCHEMA, "facts": {"a": {}}})),
+    "stored gate": (stored, lines({"cell": "nq/refrag_v2/0123"})),
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"layout": None}, {"layout": {"length": 0}}, {"layout": {"length": "x"}}, {"dtype": "<f4"}, {"dtype": "none"},
+        {"tokenizer": {}}, {"shards": [7]}, {"shards": [{"file": "0.npy", "set": "book", "windows": -1}]},
+        {"shards": {"a": 1}}, {"format": "1"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_wrong_value_in_a_manifest_of_windows(change: dict[str, Any], tmp_path: Path) -> None:
+    refused(lambda: windows(tmp_path, lines(WINDOWS | change)))
+
+
+@pytest.mark.parametrize("file", ["train-book.npy", "train-book.starts.npy"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "gone", "header only", "of another type", "of another length"])
+def test_damaged_ids_of_a_prepared_text(file: str, damage: str, tmp_path: Path) -> None:
+    text(tmp_path, READERS["prepared text"][1])
+    np.save(tmp_path / "train-book.npy", np.arange(5, dtype=np.uint16))
+    np.save(tmp_path / "train-book.starts.npy", np.array([0, 3, 5]))
+    assert len(Text(tmp_path).ids("train", "book")[0]) == 5
+    path = tmp_path / file
+    data = path.read_bytes()
+    match damage:
+        case "gone":
+            path.unlink()
+        case "of another type":
+            np.save(path, np.arange(5, dtype=np.float32))
+        case "of another length":
+            np.save(path, np.arange(4, dtype=np.load(path).dtype))
+        case _:
+            path.write_bytes(data[: {"cut": len(data) - 1, "empty": 0, "header only": 128}[damage]])
+    refused(lambda: Text(tmp_path).ids("train", "book"))
+
+
+HUGE = (1 << 62).to_bytes(8, "little")
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b"\0", HUGE, HUGE + b"{}", b"\2" + bytes(7) + b"{}", b"\4" + bytes(7) + b"null"]
+)
+def test_a_damaged_header_of_weights(damage: bytes, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny_checkpoint, tmp_path / "c"))
+    (copy / "model.safetensors").write_bytes(damage)
+    refused(lambda: load_decoder(str(copy)))
+
+
 def refused(read: Callable[[], Any]) -> None:
     with pytest.raises(InputError) as caught:
         read()
@@ -160,7 +264,7 @@ NAMELESS = ("an empty object", "another's object")
 
 @pytest.mark.parametrize(
     ("reader", "damage"),
-    [(r, d) for r in READERS for d in BROKEN if not (r == "a data root's name" and d in NAMELESS)],
+    [(r, d) for r in READERS for d in BROKEN if not (r in ("a data root's name", "stored gate") and d in NAMELESS)],
 )
 def test_a_broken_file_is_refused(reader: str, damage: str, tmp_path: Path) -> None:
     read, _ = READERS[reader]

@@ -7,7 +7,9 @@ import chromium
 import pytest
 from conftest import PROJECT
 from report_fakes import ATTACK, write_runs
+from test_gate_answers import answers
 
+from results.gate_answers import judge
 from results.report import draw
 
 EXECUTABLE = chromium.find()
@@ -86,6 +88,55 @@ def test_a_cell_opens_its_record_and_escape_gives_the_focus_back(page: chromium.
     page.press("Escape")
     assert page.run("document.getElementById('record').open") is False
     assert page.run(f"document.activeElement === document.querySelector('{cell}')") is True
+
+
+ACTING = "script, img, svg, a[href^=javascript], [onerror], [onload]"
+
+
+def test_all_that_was_planted_is_text(page: chromium.Page) -> None:
+    """In a question, gold, answer, error, passage, title, setting, note and name of a system, in every record."""
+    for place in range(page.run("document.querySelectorAll('#tiny button.open').length")):
+        page.run(f"document.querySelectorAll('#tiny button.open')[{place}].click()")
+        assert page.run("document.getElementById('record-content').textContent.length") > 0
+        assert page.run(f"document.querySelector('#record-content :is({ACTING})')") is None
+        page.run("document.getElementById('record').close()")
+    assert page.run("document.querySelectorAll('body > script').length") == 2
+    assert page.run("!document.querySelector('img, a[href^=javascript], [onerror], [onload]')") is True
+    assert page.run("document.body.innerText").count("{{ 7 * 7 }}") > 0
+
+
+@pytest.mark.parametrize("kind", ["gate", "inspection"])
+def test_the_other_pages_run_nothing_either(tab: chromium.Page, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"{kind}.html"
+    path.write_text(gate_page() if kind == "gate" else inspected())
+    tab.trouble.clear()
+    tab.open(path, 1280)
+    assert tab.run("window.attacked") is None and tab.trouble == []
+    assert tab.run("!document.querySelector('script, img, a, [onerror], [onload]')") is True
+    assert tab.run("document.body.textContent").count(ATTACK) >= 4
+
+
+def gate_page() -> str:
+    from test_gate import COMMIT, report
+
+    ours, worse = answers([1] * 9, said=ATTACK), answers([0] * 9, said=ATTACK, question=ATTACK, answers=[ATTACK])
+    commit = {**COMMIT, "said": ATTACK, "subject": ATTACK}
+    verdicts = judge({ATTACK: (ours, worse), "other": (ATTACK, ours)})
+    return report(suites=ATTACK, base=commit, candidate=commit, answers=verdicts).html()
+
+
+def inspected() -> str:
+    from results.inspection import InspectedChunk, InspectedPassage, Inspection, to_html
+
+    chunk = InspectedChunk(text=ATTACK, tokens=3, expanded=True, score=1.0)
+    passage = InspectedPassage(id=ATTACK, title=ATTACK, score=1.0, read=True, chunks=(chunk,))
+    return to_html(
+        Inspection(
+            question=ATTACK, answer=ATTACK, checkpoint=ATTACK, source=ATTACK, k=8, select=ATTACK, expand=0.5,
+            passages=(passage,), chunks=1, chunks_expanded=1, decoder_positions=9, token_positions=12,
+            position_ratio=0.7, effective_rate=1.0,
+        )
+    )  # fmt: skip
 
 
 def test_a_click_on_the_close_button_closes(page: chromium.Page) -> None:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from harness.config import digest, file_digest, plain
 from harness.errors import InputError, unknown
-from harness.files import write_atomically
+from harness.files import is_file_name, write_atomically
 from harness.prompts import text_ids
 
 if TYPE_CHECKING:
@@ -129,11 +129,13 @@ class Text:
         try:
             self.manifest: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             self.counts: Mapping[str, Mapping[str, Any]] = self.manifest["counts"]
-            found = self.manifest["format"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            found, named = self.manifest["format"], [name for split in self.counts.values() for name in split]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"expected a prepared text at {folder}, with {MANIFEST} in it ({error})") from error
         if found != FORMAT:
             raise InputError(f"{path}: expected format {FORMAT}, got {found!r}; delete the folder to prepare it again")
+        if other := [name for name in (*self.counts, *named) if not is_file_name(name)]:
+            raise InputError(f"{path} is damaged: no set or split is called {other[0]!r}; prepare it again")
         self.folder, self.name = folder, folder.name
         self._read: dict[tuple[str, str], tuple[Ids, NDArray[np.int64]]] = {}
 
@@ -158,9 +160,20 @@ class Text:
         if name not in self.counts[split]:
             raise unknown(f"set of {split}", name, self.counts[split])
         if (split, name) not in self._read:
-            stem = self.folder / f"{split}-{name}"
-            self._read[split, name] = np.load(f"{stem}.npy", mmap_mode="r"), np.load(f"{stem}.starts.npy")
+            self._read[split, name] = _read_set(self.folder / f"{split}-{name}")
         return self._read[split, name]
+
+
+def _read_set(stem: Path) -> tuple[Ids, NDArray[np.int64]]:
+    """The ids of a set, memory-mapped, and its borders. Raises ``InputError`` where they are damaged or cut short."""
+    try:
+        ids, borders = np.load(f"{stem}.npy", mmap_mode="r"), np.load(f"{stem}.starts.npy")
+        whole = ids.dtype == np.uint16 and borders.dtype == np.int64 and ids.ndim == borders.ndim == 1
+        if not whole or not len(borders) or borders[0] or borders[-1] != len(ids) or (np.diff(borders) < 0).any():
+            raise ValueError(f"{ids.shape} ids do not go with {borders.shape} borders")
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{stem}.npy or its .starts.npy is damaged ({error}); prepare the text again") from error
+    return ids, borders
 
 
 @lru_cache
@@ -211,7 +224,10 @@ class _Source:
             text, name = _cell(row, config.text_column, self.where), _cell(row, config.set_column, self.where)
             if not isinstance(text, str) or not isinstance(name, str) or not name:
                 raise InputError(f"{self.where}, split {split}: expected a text and the name of its set in every row")
-            yield Document(set=name.removeprefix("RedPajama").lower(), text=text)
+            name = name.removeprefix("RedPajama").lower()
+            if not is_file_name(name):
+                raise InputError(f"{self.where}, split {split}: no file can be named after the set {name!r}")
+            yield Document(set=name, text=text)
 
 
 def _files(folder: Path, split: str) -> Iterator[str]:

@@ -164,7 +164,7 @@ def encoder_tokenizer(name: str, folder: Path | None = None) -> PreTrainedTokeni
 
     source = str(folder or name)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(
             f"no tokenizer {source!r} for the encoder: neither a local folder nor a reachable Hub id"

@@ -100,14 +100,14 @@ def load_decoder(name: str, *, dtype: str = "float32", device: str = "cpu") -> D
     if folder.exists() and not (folder / "config.json").exists():
         raise InputError(f"no decoder in {folder}: expected config.json there (is the training finished?)")
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         if folder.is_dir():
             raise InputError(f"decoder {name}: its config.json cannot be read: {_first_line(error)}") from error
         raise InputError(f"no decoder {name!r}: neither a local folder nor a reachable Hub id") from error
     _check_architecture(name, config)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         model, report = LlamaForCausalLM.from_pretrained(
             name,
             dtype=getattr(torch, dtype),
@@ -136,7 +136,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(f"decoder {name}: its tokenizer cannot be loaded: {_first_line(error)}") from error
     return tokenizer

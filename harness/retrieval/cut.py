@@ -38,7 +38,7 @@ def token_spans(tokenizer: str | Path) -> Callable[[str], Spans]:
 
     try:
         # The Rust tokenizer itself: the wrapper warns about every document longer than the model's context.
-        rust = AutoTokenizer.from_pretrained(tokenizer).backend_tokenizer
+        rust = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False).backend_tokenizer
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"expected a folder or Hub id with a fast tokenizer, got {str(tokenizer)!r}") from error
     rust.no_truncation()

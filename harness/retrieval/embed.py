@@ -181,12 +181,18 @@ class Encoder:
 
         self.config = config
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._tokenizer = AutoTokenizer.from_pretrained(config.folder)
+        self._tokenizer = AutoTokenizer.from_pretrained(config.folder, trust_remote_code=False)
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()  # the pooler's weights are left out on purpose; a table about it helps nobody
         logging.disable_progress_bar()
         try:
-            model = AutoModel.from_pretrained(config.folder, add_pooling_layer=False, dtype=torch.float32)
+            model = AutoModel.from_pretrained(
+                config.folder,
+                add_pooling_layer=False,
+                dtype=torch.float32,
+                use_safetensors=True,
+                trust_remote_code=False,
+            )
         finally:
             logging.set_verbosity(verbosity)
             logging.enable_progress_bar()

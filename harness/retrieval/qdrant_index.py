@@ -38,6 +38,14 @@ class QdrantConfig:
 
     retriever = "qdrant"
 
+    def __post_init__(self) -> None:
+        """A URL is kept in manifests and said in errors. Raises ``InputError``, without it, where it holds a secret."""
+        if self.url is not None and ("@" in self.url or "?" in self.url or "#" in self.url):
+            raise InputError(
+                "expected a Qdrant URL like http://localhost:6333, without user, password and query; a key goes into "
+                "QDRANT_API_KEY"
+            )
+
     def identity(self) -> dict[str, Any]:
         return {"encoder": self.encoder.identity(), "kind": "exact inner product", "url": self.url}
 

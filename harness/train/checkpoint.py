@@ -6,8 +6,8 @@
 checkpoint. It holds everything that the next step depends on: weights, optimizer moments, data position and the
 random-number state. ``optimizer.pt`` is read with ``weights_only``: nothing in a checkpoint can run code.
 
-Several processes write their parts of weights and moments in place of the first two files (``shards``), and any number
-of processes, one too, goes on from there. What one process wrote, one goes on from.
+Several processes write their parts of weights and moments in place of the first two files (``shards``, ``parts``),
+and any number of processes, one too, goes on from there. What one process wrote, one goes on from.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 
 from harness.errors import InputError
-from harness.train import shards
+from harness.train import parts, shards
 from harness.train.distributed import agreed, by_first, world
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def restore(
     newest = agreed(max(steps(folder), default=None))
     if newest is None:
         return None
-    in_parts = (newest / shards.METADATA).exists()
+    in_parts = (newest / parts.METADATA).exists()
     if world() > 1 and not in_parts:
         raise InputError(f"{newest} was written by one process; go on with one, or delete it to begin anew")
     try:

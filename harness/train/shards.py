@@ -17,17 +17,15 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from harness.errors import InputError
 from harness.train.distributed import rank, world
+from harness.train.parts import Parts
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-METADATA = ".metadata"
 
 
 def write(folder: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
@@ -49,7 +47,7 @@ def read(folder: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]
     where it is damaged or of another model.
     """
     try:
-        there = FileSystemReader(folder).read_metadata().state_dict_metadata
+        there = Parts(folder).read_metadata().state_dict_metadata
         tensors = _of_model(model)
         for name, parameter, optimizer in _trained(model, optimizers):
             if f"optimizer.{name}.step" in there:  # a parameter that never had a gradient has no moments
@@ -60,9 +58,11 @@ def read(folder: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]
             random = tensors[f"random.{rank()}"] = torch.get_rng_state()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process reads: it is meant
-            load(tensors, checkpoint_id=folder)
+            load(tensors, storage_reader=Parts(folder))
         if writers == world():
             torch.set_rng_state(random)
+    except InputError:
+        raise
     except (CheckpointException, OSError, RuntimeError, ValueError, KeyError) as error:
         raise InputError(f"checkpoint {folder} is damaged or does not fit the model; delete it to go on") from error
 

@@ -24,7 +24,7 @@ from typing import Any
 from harness import provenance
 from harness.config import digest, plain
 from harness.errors import InputError
-from harness.files import write_atomically
+from harness.files import is_file_name, write_atomically
 from harness.progress import bar, say
 from harness.record import read_rows
 from results import gate_answers, gate_times
@@ -226,8 +226,7 @@ class GateJob:
 
     def _stored(self, runs: Path) -> dict[str, Any]:
         """As ``_evaluated``, of what is there; empty where a part of it is gone."""
-        names = json.loads(self._index(runs).read_text(encoding="utf-8"))
-        found = {cell: runs / name for cell, name in names.items()}
+        found = {cell: runs / name for cell, name in asked_runs(self._index(runs)).items()}
         return found if all((run / "record.json").exists() for run in found.values()) else {}
 
     def _store(self, runs: Path, stored: Path) -> None:
@@ -235,7 +234,7 @@ class GateJob:
         index = self._index(runs)
         if not index.exists() or self._index(stored).exists():
             return
-        for name in json.loads(index.read_text(encoding="utf-8")).values():
+        for name in asked_runs(index).values():
             shutil.copytree(runs / name, stored / name, dirs_exist_ok=True)
         self._index(stored).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(index, self._index(stored))
@@ -292,6 +291,18 @@ class GateJob:
             speeds=speeds(compared.second) if compared else {},
             untimed=untimed,
         )
+
+
+def asked_runs(index: Path) -> dict[str, str]:
+    """Where the runs of each cell lie, below the folder of the commit. Raises ``InputError`` where that is damaged."""
+    try:
+        names: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))
+        outside = [name for name in names.values() if not all(map(is_file_name, name.split("/")))]
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{index} is damaged ({error}); delete it to run these again") from error
+    if outside:
+        raise InputError(f"{index} is damaged: {outside[0]!r} is no run below its commit; delete it to run these again")
+    return names
 
 
 def _read(side: dict[str, Path] | str | dict[str, Any], cell: str) -> Answers | str:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from harness.config import digest
 from harness.errors import InputError, unknown
+from harness.files import is_file_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -53,16 +54,25 @@ class Windows:
         if found != FORMAT:
             raise InputError(f"{path}: expected format {FORMAT}, got {found!r}; prepare it again")
         self.folder = folder
-        self.length: int = self.manifest["layout"]["length"]
-        self.digest: str = self.manifest["digest"]
-        self.mixture: Mapping[str, float] | None = self.manifest["mixture"]
-        self._dtype = np.dtype(self.manifest["dtype"])
-        self._shards: dict[str, list[Mapping[str, Any]]] = {}
-        for shard in self.manifest["shards"]:
-            self._shards.setdefault(shard["set"], []).append(shard)
-        self._until = {name: np.cumsum([s["windows"] for s in shards]) for name, shards in self._shards.items()}
+        try:
+            self._take(self.manifest)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path} is damaged ({type(error).__name__}: {error}); prepare it again") from error
         self._open: OrderedDict[str, tuple[int, int]] = OrderedDict()  # file descriptor, where the data begin
         weakref.finalize(self, _close, self._open)
+
+    def _take(self, manifest: Mapping[str, Any]) -> None:
+        self.length, self.digest = int(manifest["layout"]["length"]), str(manifest["digest"])
+        self.mixture: Mapping[str, float] | None = manifest["mixture"]
+        self._dtype = np.dtype(manifest["dtype"])
+        if self.length < 1 or self._dtype.kind != "u" or not isinstance(manifest["tokenizer"]["digest"], str):
+            raise ValueError(f"windows of {self.length} tokens of type {self._dtype}")
+        self._shards: dict[str, list[Mapping[str, Any]]] = {}
+        for shard in manifest["shards"]:
+            if not is_file_name(shard["file"]) or int(shard["windows"]) < 1:
+                raise ValueError(f"a shard {shard['file']!r} of {shard['windows']} windows")
+            self._shards.setdefault(str(shard["set"]), []).append(shard)
+        self._until = {name: np.cumsum([int(s["windows"]) for s in shards]) for name, shards in self._shards.items()}
 
     @property
     def name(self) -> str:
