@@ -19,6 +19,7 @@ from harness.errors import InputError
 from harness.protocol import Example, Passage
 from harness.retrieval.rows import read_rows
 from results.records import Record
+from results.text_ablation import question_of
 
 JOURNAL = "predictions.jsonl"
 SHOWN = 3  # examples of each kind: answered wrongly, answered rightly
@@ -124,11 +125,15 @@ def read_journal(path: Path, run_id: str) -> Iterator[dict[str, Any]]:
 
 
 def command(record: Record) -> str:
-    """What runs ``record`` again: a sweep is called by the first word of its experiments."""
-    name = next(iter(record.experiments), "adhoc").partition("-")[0]
+    """What runs ``record`` again: a sweep is called by the first word of its experiments, and on text by its size."""
+    experiment = next(iter(record.experiments), "adhoc")
+    name, _, size = experiment.partition("-")
     if name == "adhoc":
         return f"refrag-bench evaluate --system {record.system} --suite {record.suite}"
-    return f"refrag-bench run {name}" + ("" if is_world(record.root) else " --data DIR")
+    if question_of(experiment):
+        name = "text_ablation"
+    scale = " --scale mini" if size == "mini" else ""
+    return f"refrag-bench run {name}{scale}" + ("" if is_world(record.root) else " --data DIR")
 
 
 def _right(row: Mapping[str, Any]) -> bool:
