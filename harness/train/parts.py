@@ -60,7 +60,10 @@ def _read(path: Path) -> kinds.Metadata:
         other = [name for name, about in tensors.items() if not isinstance(about, kinds.TensorStorageMetadata)]
         outside = [part.relative_path for part in parts.values() if not is_file_name(part.relative_path)]
     except Exception as error:  # unpickling damaged bytes raises whatever the bytes spell
-        raise InputError(f"{path} is damaged: {error}") from error
+        raise InputError(f"checkpoint {path.parent} is damaged: {METADATA}: {error}; delete it to go on") from error
     if not isinstance(found, kinds.Metadata) or other or outside:
-        raise InputError(f"{path} is damaged: expected tensors in files of its folder, got {[*other, *outside][:3]}")
+        raise InputError(
+            f"checkpoint {path.parent} is damaged: {METADATA}: expected tensors in files of its folder, got "
+            f"{[*other, *outside][:3]}"
+        )
     return found
