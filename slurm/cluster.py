@@ -160,7 +160,7 @@ def _read_site() -> tuple[Path, dict[str, Any]]:
         if name not in PROFILES:
             raise unknown(f"cluster in {path}", name, PROFILES)
         if not isinstance(table, dict):
-            raise InputError(f"{path}: expected a table [{name}], got {name} = {type(table).__name__}")
+            raise InputError(f"{path}: expected a table [{name}], got {type(table).__name__}")
     return path, site
 
 

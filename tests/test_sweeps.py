@@ -564,7 +564,8 @@ def test_what_the_paper_does_not_take(plan: Plan, asked: dict[str, Any], message
 def windows(folder: Path, length: int) -> Path:
     """What a training looks at before it begins."""
     folder.mkdir()
-    manifest = {"format": 1, "layout": {"length": length}, "digest": "d", "mixture": None, "dtype": "<u2", "shards": []}
+    about = {"mixture": None, "dtype": "<u2", "tokenizer": {"digest": "t"}, "shards": []}
+    manifest = {"format": 1, "layout": {"length": length}, "digest": "d", **about}
     (folder / "windows.json").write_text(json.dumps(manifest))
     return folder
 
