@@ -33,7 +33,7 @@ experiments:
   perplexity
          log-perplexity of the next tokens of real text given s tokens before them, every system, in the layout of the
          paper's Tables 1 and 2; trains small models on the text of --data (--scale quarter: an hour of one core; mini,
-         of 91 M parameters: six minutes of an H200)
+         of 91 M parameters: nine minutes of an H200)
   text_ablation
          on the text of --data too, the paper's Tables 11 to 13 in small: the order of the stages, the curriculum of
          reconstruction, a policy at k = 16 against k = 8

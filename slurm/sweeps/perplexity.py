@@ -7,7 +7,7 @@
 Fills     results/tables/perplexity.*, results/figures/perplexity.*; mini: perplexity-mini.*
 Cost      tokenising 89 M characters once (154 s measured; DIR may be what it left); then, offline, on a CPU: a quarter
           of the steps with 200 windows a set about an hour of one core; four times as long in full, which was not run
-          yet; mini: 140 s of pre-training and 200 s of the rest, side by side, on an H200
+          yet; mini: 140 s of pre-training and 260 s of the rest, most side by side, on an H200
 Expect    at s = 256 full context below no context by .05 to .07 nats, REFRAG's chunks worth four fifths of that to
           its own decoder, and CEPE's a fifth to a third; mini (results/LOG.md)
 
