@@ -13,6 +13,7 @@ from results.latency import read
 from results.layouts import Layout
 from results.records import read_records
 from results.tables import Table
+from results.text_ablation import question_of
 from slurm.jobs import Progress
 
 
@@ -65,8 +66,8 @@ class ReplicationJob:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PerplexityTablesJob:
-    """Draw the tables of an experiment that measures log-perplexity from the records below ``runs``."""
+class TextTablesJob:
+    """Draw the tables of an experiment on text, an ablation or not, from the records below ``runs``."""
 
     experiment: str
     runs: Path
@@ -77,28 +78,8 @@ class PerplexityTablesJob:
         return f"draw {self.experiment}"
 
     def run(self, progress: Progress | None = None) -> str:
-        files = draw_perplexity(read_records([self.runs]), [self.runs], self.out, self.experiment)
-        write(files)
-        return files[self.out / "tables" / f"{self.experiment}.md"].decode()
-
-    def said(self, result: str) -> str:
-        return f"\n\n{result}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextAblationTablesJob:
-    """Draw the tables of an ablation on text from the records below ``runs``."""
-
-    experiment: str
-    runs: Path
-    out: Path
-
-    @property
-    def title(self) -> str:
-        return f"draw {self.experiment}"
-
-    def run(self, progress: Progress | None = None) -> str:
-        files = draw_text_ablation(read_records([self.runs]), [self.runs], self.out, self.experiment)
+        draw_text = draw_text_ablation if question_of(self.experiment) else draw_perplexity
+        files = draw_text(read_records([self.runs]), [self.runs], self.out, self.experiment)
         write(files)
         return files[self.out / "tables" / f"{self.experiment}.md"].decode()
 

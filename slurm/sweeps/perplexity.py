@@ -28,16 +28,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from harness.data.text import TextConfig, open_text
-from harness.errors import InputError, unknown
-from harness.train.text_scales import TEXT_SCALES, TINY
+from harness.data.text import open_text
 from slurm.jobs.differences import DifferencesJob
 from slurm.jobs.losses import LossesJob, Training
 from slurm.jobs.perplexity import PerplexityJob
-from slurm.jobs.tables import PerplexityTablesJob
-from slurm.jobs.text import TextJob
+from slurm.jobs.tables import TextTablesJob
 from slurm.jobs.train import TrainJob
 from slurm.local import Phase
+from slurm.sweeps.on_text import asked, called
 from slurm.sweeps.tiny import train_phase
 
 NAME = "perplexity"
@@ -64,21 +62,11 @@ def perplexity(
 ) -> Iterator[Phase]:
     """Phases of the experiment; ``limit`` is the number of windows of a set, ``short`` a budget of two steps each.
 
-    Raises ``InputError`` without ``data``, for a ``checkpoint`` (its tokens would not be the text's), and for an
-    unknown ``budget``.
+    Raises ``InputError`` as ``on_text.asked`` does.
     """
     budget = budget or "long"
-    if budget not in TEXT_SCALES:
-        raise unknown("budget", budget, TEXT_SCALES)
-    scale = TEXT_SCALES[budget]
-    size = scale.size
-    # All budgets of the tiny size fill one table; those of another have tables of their own.
-    name = NAME if size is TINY else f"{NAME}-{budget}"
-    if data is None:
-        raise InputError(f"experiment {NAME!r} needs a text: give a folder or a Hub id with --data")
-    if checkpoint is not None:
-        raise InputError(f"experiment {NAME!r} trains its own decoder, on the text's own tokens; leave it out")
-    text = TextJob(data=str(data), runs=runs, config=TextConfig(vocabulary=size.vocabulary))
+    scale, text = asked(NAME, data=data, checkpoint=checkpoint, budget=budget, runs=runs)
+    size, name = scale.size, called(NAME, scale, budget)
     yield Phase(title="text", jobs=[text])
     prepared = text.folder
 
@@ -148,4 +136,4 @@ def perplexity(
     trainings = [Training(way=f"k={k}", job=job) for k, job in refrags.items()]
     losses = LossesJob(name=NAME if budget == "long" else f"{NAME}-{budget}", trainings=trainings, runs=runs, out=out)
     yield Phase(title="losses", jobs=[losses])
-    yield Phase(title="tables", jobs=[PerplexityTablesJob(experiment=name, runs=runs, out=out)])
+    yield Phase(title="tables", jobs=[TextTablesJob(experiment=name, runs=runs, out=out)])

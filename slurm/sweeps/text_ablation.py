@@ -25,16 +25,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.data.text import TextConfig, open_text
-from harness.errors import InputError, unknown
-from harness.train.text_scales import TEXT_SCALES, TINY
+from harness.data.text import open_text
 from refrag_v2.study_stages import FLAT
 from slurm.jobs.differences import DifferencesJob
 from slurm.jobs.perplexity import PerplexityJob
-from slurm.jobs.tables import TextAblationTablesJob
-from slurm.jobs.text import TextJob
+from slurm.jobs.tables import TextTablesJob
 from slurm.jobs.train import TrainJob
 from slurm.local import Phase
+from slurm.sweeps.on_text import asked, called
 from slurm.sweeps.tiny import train_phase
 
 NAME = "text_ablation"
@@ -55,15 +53,8 @@ def text_ablation(
 ) -> Iterator[Phase]:
     """Phases of the experiment; arguments and errors are those of ``perplexity``, the default budget a quarter."""
     budget = budget or "quarter"
-    if budget not in TEXT_SCALES:
-        raise unknown("budget", budget, TEXT_SCALES)
-    if data is None:
-        raise InputError(f"experiment {NAME!r} needs a text: give a folder or a Hub id with --data")
-    if checkpoint is not None:
-        raise InputError(f"experiment {NAME!r} trains its own decoder, on the text's own tokens; leave it out")
-    scale = TEXT_SCALES[budget]
+    scale, text = asked(NAME, data=data, checkpoint=checkpoint, budget=budget, runs=runs)
     size = scale.size
-    text = TextJob(data=str(data), runs=runs, config=TextConfig(vocabulary=size.vocabulary))
     yield Phase(title="text", jobs=[text])
 
     def training(stage: str, recipes: str, system: str = "refrag_v2", **changes: Any) -> TrainJob:
@@ -107,7 +98,7 @@ def text_ablation(
             ],
         ),
     }
-    names = {stem: stem if size is TINY else f"{stem}-{budget}" for stem in questions}
+    names = {stem: called(stem, scale, budget) for stem in questions}
 
     def cell(stem: str, line: Line, set_: str) -> PerplexityJob:
         job, options = line
@@ -147,5 +138,5 @@ def text_ablation(
         for stem, (_, contrasts) in questions.items()
     ]
     yield Phase(title="compare", jobs=comparisons)
-    tables = [TextAblationTablesJob(experiment=name, runs=runs, out=out) for name in names.values()]
+    tables = [TextTablesJob(experiment=name, runs=runs, out=out) for name in names.values()]
     yield Phase(title="tables", jobs=tables)
