@@ -23,9 +23,10 @@ export HF_HUB_OFFLINE ?= 1
 # Of matrices as small as the tests' a second thread makes a slower test.
 test slow docs-test cluster-short cluster-test: export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test check slow docs-test cluster-packages cluster-short cluster-test bench gpu help clean
+.PHONY: setup run test check slow docs-test cluster-packages cluster-short cluster-test bench gpu help clean
 
 help:
+	@echo "make setup   the environment alone: .venv, with the command refrag-bench in it"
 	@echo "make run     set up, then run the tiny experiment and draw results/ (minutes on 2 cores)"
 	@echo "make test    set up, then run the tests"
 	@echo "make check   ruff, mypy, import contracts"
@@ -39,6 +40,8 @@ help:
 	@echo "make gpu     the latency lab on one GPU, at most 9 minutes; no set-up: PYTHON's own torch and transformers"
 	@echo "make clean   remove the environment and everything under runs/"
 	@echo "variables    PYTHON=$(PYTHON)  VENV=$(VENV)  WORKERS=$(WORKERS)  EXTRAS=$(EXTRAS)  (EXTRAS=gpu,... for faiss-gpu)"
+
+setup: $(STAMP)
 
 run: $(STAMP)
 	$(BIN)/refrag-bench run tiny

@@ -1,1 +1,1 @@
-"""REFRAG v2: the paper's method (arXiv:2509.01092). Not built yet (see README, what is missing)."""
+"""REFRAG v2: the paper's method (arXiv:2509.01092)."""

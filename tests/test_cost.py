@@ -276,12 +276,12 @@ def test_copies_of_a_record_share_a_line(runs: Path, tmp_path: Path) -> None:
     assert [line.row for line in table.lines] == [line.row for line in table_of(runs).lines]
 
 
-def test_the_cost_table_of_a_readme_is_redrawn(runs: Path, tmp_path: Path) -> None:
+def test_the_cost_table_of_a_page_is_redrawn(runs: Path, tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     before, between, after = "# Title\n\n", "\n\nand what it costs:\n\n", "\nThe end.\n"
     marked = [f"<!-- table:{name} -->\nold\n<!-- /table -->" for name in ("tiny", "tiny-cost")]
     readme.write_text(before + between.join(marked) + after)
-    assert tables_cli("--records", runs, "--out", tmp_path / "out", "--readme", readme, "--only", "tiny") == 0
+    assert tables_cli("--records", runs, "--out", tmp_path / "out", "--pages", readme, "--only", "tiny") == 0
     text = readme.read_text()
     assert to_grid(table_of(runs), tmp_path).markdown() in text
     assert "old" not in text

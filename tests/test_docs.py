@@ -1,4 +1,4 @@
-"""The documentation is true: every command in docs/ is run, in a temporary folder, or says what it needs.
+"""The documentation is true: every command in it is run, in a temporary folder, or says what it needs.
 
 A block of commands is fenced as ``sh``. The comment right above it may be ``<!-- not run: REASON -->`` (one of
 ``REASONS``), ``<!-- slow -->`` (run by ``make docs-test`` alone) or ``<!-- clone -->`` (that too, in a clone of the
@@ -27,10 +27,9 @@ from harness.cli.catalog import ASKED_SUITES, MADE_SUITES, SUITES
 from harness.cli.main import main
 from harness.data.world.mirror import WorldConfig, write_world
 
-DOCS = PROJECT / "docs"
-PAGES = tuple(sorted(path.name for path in DOCS.glob("*.md")))
+PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in (PROJECT / "docs").glob("*.md")))
 REASONS = {"real model", "server", "cluster", "gpu", "repository"}
-NOT_RUN = {"gate.md": 2, "how-to.md": 4}
+NOT_RUN = {"docs/gate.md": 2, "docs/how-to.md": 4}
 FENCE = re.compile(r"(?:<!-- (?P<mark>[^\n]*?) -->\n)?^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 TUTORIAL = "first_words"
 # Suites whose questions the synthetic world has none of: the tutorial names them, and runs all others.
@@ -53,7 +52,7 @@ class Block:
 
 
 def blocks(page: str) -> list[Block]:
-    text = (DOCS / page).read_text(encoding="utf-8")
+    text = (PROJECT / page).read_text(encoding="utf-8")
     return [Block(m["mark"] or "", m["kind"], m["text"]) for m in FENCE.finditer(text)]
 
 
@@ -109,11 +108,11 @@ def follow(page: str, folder: Path, *, slow: bool) -> int:
 @pytest.mark.usefixtures("one_thread")
 def test_the_tutorial(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("lm_eval", reason="needs the extra lm-eval")
-    assert follow("tutorial.md", folder, slow=False) == 16
+    assert follow("docs/tutorial.md", folder, slow=False) == 16
     records = [json.loads(path.read_text()) for path in (folder / "runs").rglob("record.json")]
     suites = {*SUITES, *ASKED_SUITES, *MADE_SUITES}
     assert {record["spec"]["suite"]["name"] for record in records} == suites - NOT_IN_THE_WORLD, "one is forgotten"
-    page = (DOCS / "tutorial.md").read_text(encoding="utf-8")
+    page = (PROJECT / "docs" / "tutorial.md").read_text(encoding="utf-8")
     assert ", ".join(f"`{suite}`" for suite in sorted(NOT_IN_THE_WORLD, key=list(ASKED_SUITES).index)) in page
     assert {path.name for path in (folder / "drawn" / "tables").glob("*.md")} == {
         "adhoc.md", "adhoc-rougeL.md", "adhoc-memory.md", "adhoc-long-range-2.md",
@@ -127,7 +126,7 @@ def test_the_tutorial(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not any(record["n_errors"] for record in records)
     assert len(list((folder / "runs" / "lm-eval").rglob("samples_*.jsonl"))) == 4
     assert len(list((folder / "exported").rglob("samples_*.jsonl"))) == 1
-    code = next(block.text for block in blocks("tutorial.md") if block.kind == "python")
+    code = next(block.text for block in blocks("docs/tutorial.md") if block.kind == "python")
     assert len(code.splitlines()) <= 60
 
 
@@ -135,7 +134,7 @@ def test_the_tutorial(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_tutorials_system_is_standard_rag_where_nothing_is_cut(folder: Path) -> None:
     from slurm.jobs.evaluate import EvaluateJob
 
-    (folder / f"{TUTORIAL}.py").write_text(next(b.text for b in blocks("tutorial.md") if b.kind == "python"))
+    (folder / f"{TUTORIAL}.py").write_text(next(b.text for b in blocks("docs/tutorial.md") if b.kind == "python"))
     (checkpoint,) = (PROJECT / "results" / "checkpoints" / "standard_rag").iterdir()
 
     def answers(system: str, **options: object) -> list[str]:
@@ -173,7 +172,7 @@ def test_what_the_tutorial_leaves_out_the_world_does_not_have(
 @pytest.mark.usefixtures("one_thread")
 def test_a_system_without_our_settings_goes_through_lm_eval(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("lm_eval", reason="needs the extra lm-eval")
-    code = next(block.text for block in blocks("tutorial.md") if block.kind == "python")
+    code = next(block.text for block in blocks("docs/tutorial.md") if block.kind == "python")
     for cut in ('    template: str = "text"\n', "    max_positions: int | None = None\n"):
         assert code.count(cut) == 1
         code = code.replace(cut, "")
@@ -189,8 +188,8 @@ def test_a_system_without_our_settings_goes_through_lm_eval(folder: Path, capsys
 def test_the_other_pages(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from slurm.cluster import find_profile
 
-    done = {page: follow(page, folder, slow=False) for page in PAGES if page != "tutorial.md"}
-    assert done == {"claims.md": 0, "gate.md": 0, "how-to.md": 2, "quantities.md": 0}
+    done = {page: follow(page, folder, slow=False) for page in PAGES if page != "docs/tutorial.md"}
+    assert {page: n for page, n in done.items() if n} == {"docs/how-to.md": 2}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REFRAG_SITE", str(folder / "site.toml"))
         assert find_profile("h100").partition == "gpu-long"  # type: ignore[union-attr]
@@ -198,15 +197,20 @@ def test_the_other_pages(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 @pytest.mark.slow
 def test_the_slow_blocks(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert follow("claims.md", folder, slow=True) == 1
+    assert follow("docs/claims.md", folder, slow=True) == 1
     assert "the seed's claims" in capsys.readouterr().out
+    assert follow("README.md", folder, slow=True) == 1
+    said = capsys.readouterr().out
+    for system in ("Standard RAG", "CEPE", "REFRAG v1", "REFRAG v2"):
+        assert system in said
+    assert (folder / "runs" / "first" / "results" / "tables" / "tiny-systems-cost.md").exists()
 
 
 @pytest.mark.slow
 def test_the_tutorials_gate(tmp_path: Path) -> None:
     """As the page says; then a commit that leaves the system alone is compared, and one that breaks it is caught."""
     clone = cloned(tmp_path)
-    page = {block.mark: block for block in blocks("tutorial.md")}
+    page = {block.mark: block for block in blocks("docs/tutorial.md")}
     system = clone / f"{TUTORIAL}.py"
     system.write_text(page[f"file: {system.name}"].text)
     add, commit, gate = page["clone"].text.replace(" && ", "\n").splitlines()
@@ -239,21 +243,30 @@ def test_the_count_of_claims_is_that_of_the_table() -> None:
         counts = Counter(row["Verdict"] for row in csv.DictReader(file))
     lines = [f"| {verdict} | {n} |" for verdict, n in counts.most_common()]
     expected = "\n".join(["| verdict of the claim against the paper | items |", "|---|--:|", *lines])
-    page = (DOCS / "claims.md").read_text(encoding="utf-8")
+    page = (PROJECT / "docs" / "claims.md").read_text(encoding="utf-8")
     assert re.search(r"<!-- counts -->\n\n(.*?)\n\n<!-- /counts -->", page, re.DOTALL)[1] == expected
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_link_leads_somewhere(page: str) -> None:
-    text = (DOCS / page).read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
-        assert target.startswith("http") or (DOCS / target).exists(), target
+    text = (PROJECT / page).read_text(encoding="utf-8")
+    for target, anchor in re.findall(r"\]\(([^)#\s]+)#?([^)\s]*)\)", text):
+        if not target.startswith("http"):
+            there = (PROJECT / page).parent / target
+            assert there.exists(), target
+            assert not anchor or anchor in anchors(there), f"{target}#{anchor}"
+
+
+def anchors(page: Path) -> set[str]:
+    """What a link may name of a Markdown page: its headings, in lower case, without punctuation, joined by hyphens."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_every_score_is_explained() -> None:
     from harness.metrics import DIALECTS
 
-    page = (DOCS / "quantities.md").read_text(encoding="utf-8")
+    page = (PROJECT / "docs" / "quantities.md").read_text(encoding="utf-8")
     assert {name for name in DIALECTS if f"`{name}`" not in page} == set()
 
 

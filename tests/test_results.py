@@ -548,18 +548,22 @@ end
 """
 
 
-def test_readme_tables_are_redrawn_in_place(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text(README)
-    options = ("--records", runs, "--out", tmp_path / "out", "--readme", readme, "--only", "tiny")
-    tables_cli(*options)
-    text = readme.read_text()
-    table = to_markdown(table_of(runs), tmp_path)
-    assert text == README.replace("\nold\n", f"\n\n{table}\n")
-    assert "(my%20runs/nq/standard_rag/" in table  # relative to the README, not to results/tables
-    assert "table mini stays as it is" in capsys.readouterr().err
-    tables_cli(*options)
-    assert readme.read_text() == text
+def test_the_tables_of_pages_are_redrawn_in_place(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    readme, other = tmp_path / "README.md", tmp_path / "docs" / "more.md"
+    other.parent.mkdir()
+    for page in (readme, other):
+        page.write_text(README)
+    options = ("--records", runs, "--out", tmp_path / "out", "--only", "tiny", "--pages", readme, other)
+    for _ in range(2):
+        tables_cli(*options)
+        for page in (readme, other):
+            assert page.read_text() == README.replace("\nold\n", f"\n\n{to_markdown(table_of(runs), page.parent)}\n")
+    # Links are relative to the page, not to results/tables.
+    assert "(my%20runs/nq/standard_rag/" in readme.read_text()
+    assert "(../my%20runs/nq/standard_rag/" in other.read_text()
+    assert f"{readme}: the table mini stays as it is" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -571,11 +575,11 @@ def test_readme_tables_are_redrawn_in_place(runs: Path, tmp_path: Path, capsys: 
         (README.replace("table:tiny", "table:tinny"), "for one of tiny; found mini, tinny"),
     ],
 )
-def test_a_readme_with_wrong_markers_changes_nothing(runs: Path, tmp_path: Path, text: str, message: str) -> None:
+def test_a_page_with_wrong_markers_changes_nothing(runs: Path, tmp_path: Path, text: str, message: str) -> None:
     readme = tmp_path / "README.md"
     readme.write_text(text)
     with pytest.raises(InputError, match=message) as caught:
-        tables_cli("--records", runs, "--out", tmp_path / "out", "--readme", readme, "--only", "tiny")
+        tables_cli("--records", runs, "--out", tmp_path / "out", "--pages", readme, "--only", "tiny")
     assert str(readme) in str(caught.value)
     assert readme.read_text() == text
     assert not (tmp_path / "out").exists()
@@ -609,10 +613,10 @@ def test_an_output_folder_that_cannot_be_made_is_an_os_error(runs: Path, tmp_pat
         tables_cli("--records", runs, "--out", tmp_path / "results", "--only", "tiny")
 
 
-def test_a_readme_that_is_not_there_is_named(runs: Path, tmp_path: Path) -> None:
+def test_a_page_that_is_not_there_is_named(runs: Path, tmp_path: Path) -> None:
     options = ("--records", runs, "--out", tmp_path / "out", "--only", "tiny")
     with pytest.raises(InputError, match=r"no file \S+README.md"):
-        tables_cli(*options, "--readme", tmp_path / "README.md")
+        tables_cli(*options, "--pages", tmp_path / "README.md")
 
 
 WITHOUT_TORCH = """

@@ -335,7 +335,7 @@ def test_a_folder_without_any_journal_is_bad_input(runs: Path, verify: Verify) -
     ("arguments", "message"),
     [
         (["--only", "tset"], "unknown experiment 'tset' (did you mean 'test'?)"),
-        (["--readme", "README.md"], "give --readme without it"),
+        (["--pages", "README.md"], "give --pages without it"),
         (["--metric", "f1"], "give --metric without it"),
         (["--out", "elsewhere"], "give --out without it"),
         (["--records", "nowhere"], "no folder nowhere"),

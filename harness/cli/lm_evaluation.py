@@ -22,8 +22,8 @@ tasks:
   passkey                    a number in a long context; --ask length=N and what else `evaluate --suite passkey` takes
                              (length=256, instructions=false)
 
-Data: --data DIR or REFRAG_DATA (the layout of the Hub, see README.md), else the synthetic world, written below --runs.
-Passages: --retrieval FILE, else BM25 over the data's corpus, which is indexed and frozen first.
+Data: --data DIR or REFRAG_DATA (the layout of the Hub, see docs/reference.md), else the synthetic world, written
+below --runs. Passages: --retrieval FILE, else BM25 over the data's corpus, which is indexed and frozen first.
 
 A task is run and written before the next one starts, as lm-eval writes:
   OUT/SYSTEM/results_DATE.json    OUT/SYSTEM/samples_TASK_DATE.jsonl    OUT/documents/TASK.jsonl"""

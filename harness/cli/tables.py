@@ -47,12 +47,12 @@ examples:
   refrag-bench tables --records results/records --only seed-table-2 paper-figure-6
   refrag-bench tables --json | jq '.[] | select(.status == "not measured")'
   refrag-bench tables --only real --popularity DIR     the score on PopQA by popularity, from runs/
-  refrag-bench tables --readme README.md               also redraw the README's tables
+  refrag-bench tables --pages README.md docs/findings.md   also redraw the tables that stand in these
   refrag-bench tables --verify --records runs          do the records say what their journals say?
   refrag-bench tables --verify --only tiny --records results/records runs
                                                        do the accepted ones, after `refrag-bench run tiny`?
 
-A table of the README stands between a line <!-- table:NAME --> and a line <!-- /table -->."""
+A table of a page stands between a line <!-- table:NAME --> and a line <!-- /table -->."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,7 +71,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="draw PopQA by popularity too; DIR is the data root of the questions, and runs need their journals",
     )
-    parser.add_argument("--readme", type=Path, metavar="FILE", help="redraw the marked tables of this Markdown file")
+    parser.add_argument(
+        "--pages",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="redraw the marked tables of these Markdown files",
+    )
     parser.add_argument("--verify", action="store_true", help="draw nothing; recompute the records from their journals")
     parser.add_argument(
         "--json", action="store_true", help="print the cells, or what --verify found, as JSON instead of text"
@@ -101,12 +108,12 @@ def run(args: argparse.Namespace) -> int:
             )
             files |= by_popularity
         files |= painters.files() if painters else {}
-    if args.readme:
-        folder = args.readme.parent
+    for page in args.pages:
+        folder = page.parent
         texts = load("results.draw:cost_texts")(args.records, folder, [table.experiment for table in tables])
         texts |= {table.experiment: formats.to_markdown(table, folder) for table in tables}
         texts |= {layout.name: layout.grid(folder).markdown() for layout in layouts}
-        files[args.readme] = _with_tables(args.readme, texts).encode()
+        files[page] = _with_tables(page, texts).encode()
     load("results.draw:write")(files)
     if others is None and (left := load("results.replication:left_out")(layouts)):
         print(left, file=sys.stderr)
@@ -124,7 +131,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _verify(args: argparse.Namespace) -> int:
     for option, given in (
-        ("--readme", args.readme),
+        ("--pages", args.pages),
         ("--metric", args.metric != "em"),
         ("--out", args.out != Path("results")),
     ):
@@ -158,27 +165,27 @@ _MARKER = re.compile(r"^<!-- (?:table:(\S+)|/table) -->$", re.MULTILINE)
 _MARKED = re.compile(r"^<!-- table:(\S+) -->$.*?^<!-- /table -->$", re.MULTILINE | re.DOTALL)
 
 
-def _with_tables(readme: Path, texts: Mapping[str, str]) -> str:
-    """The text of ``readme`` with the marked tables replaced by ``texts`` (by experiment), all else as it was.
+def _with_tables(page: Path, texts: Mapping[str, str]) -> str:
+    """The text of ``page`` with the marked tables replaced by ``texts`` (by experiment), all else as it was.
 
     Raises ``InputError`` on an opening marker without a closing one, and if no marker names one of ``texts``.
     """
-    if not readme.is_file():
-        raise InputError(f"no file {readme} to redraw tables in")
-    document = readme.read_text(encoding="utf-8")
+    if not page.is_file():
+        raise InputError(f"no file {page} to redraw tables in")
+    document = page.read_text(encoding="utf-8")
     # A closing marker has no name; the end of the file closes nothing.
     markers = [*(match[1] or "" for match in _MARKER.finditer(document)), "end of file"]
     for name, following in itertools.pairwise(markers):
         if name and following:
-            raise InputError(f"{readme}: the line <!-- table:{name} --> is not followed by a line <!-- /table -->")
+            raise InputError(f"{page}: the line <!-- table:{name} --> is not followed by a line <!-- /table -->")
     marked = {name for name in markers[:-1] if name}
     if not marked & texts.keys():
         raise InputError(
-            f"{readme}: expected a line <!-- table:NAME --> and a line <!-- /table --> for one of "
+            f"{page}: expected a line <!-- table:NAME --> and a line <!-- /table --> for one of "
             f"{', '.join(sorted(texts))}; found {', '.join(sorted(marked)) or 'no marker'}"
         )
     for name in sorted(marked - texts.keys()):
-        print(f"{readme}: the table {name} stays as it is, no record of that experiment was read", file=sys.stderr)
+        print(f"{page}: the table {name} stays as it is, no record of that experiment was read", file=sys.stderr)
 
     def redrawn(match: re.Match[str]) -> str:
         name = match[1]

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from results.gate_times import FIGURES, Rounds
 
-TOKENS = 17  # of every answer: the first one, and 16 steps of the decode loop
+TOKENS = 9  # of every answer: the first one, and 8 steps of the decode loop
 WARM_UP = 5  # rounds that are not counted
 PROMPTS = 60  # different prompts, asked in turn; all have one shape
 

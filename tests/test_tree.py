@@ -1,4 +1,4 @@
-"""The README's tree is the tree."""
+"""The tree of docs/layout.md is the tree."""
 
 import re
 
@@ -8,7 +8,9 @@ PACKAGES = ("harness", "baselines", "refrag_v1", "refrag_v2", "suites", "slurm",
 
 
 def test_the_tree_names_every_module_once() -> None:
-    (tree,) = re.findall(r"^```\n(harness/ .*?)^```", (PROJECT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    (tree,) = re.findall(
+        r"^```\n(harness/ .*?)^```", (PROJECT / "docs" / "layout.md").read_text(), re.MULTILINE | re.DOTALL
+    )
     named = sorted(re.findall(r"\b(\w+\.py)\b", tree.replace("test_<file>.py", "")))
     there = sorted(
         path.name for package in PACKAGES for path in (PROJECT / package).rglob("*.py") if path.name != "__init__.py"
