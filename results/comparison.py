@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.errors import InputError
-from harness.files import write_atomically
+from harness.files import is_file_name, write_atomically
 from results.cost import COUNTS, SCORES
 from results.formats import Grid, percent
 
@@ -21,18 +23,68 @@ NOTES = (
 )
 
 
+FILE = "comparison.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What ``slurm.jobs.compare`` left: ``document`` has the means of each way by seed, and the paired tests.
+
+    Or ``slurm.jobs.differences``, where ``document`` names its runs.
+    """
+
+    path: Path
+    document: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return str(self.document["name"])
+
+
+def read_comparisons(folders: Iterable[Path], file: str = FILE) -> Iterator[Comparison]:
+    """Every one below ``folders``, in their order. Raises ``InputError`` for a damaged file."""
+    for path in (path for folder in folders for path in sorted(folder.rglob(file))):
+        with damage_named(path):
+            found = Comparison(path=path, document=json.loads(path.read_bytes()))
+            if not is_file_name(found.name):
+                raise ValueError(f"{found.name!r} is no name of a file")
+        yield found
+
+
+@contextmanager
+def damage_named(path: Path) -> Iterator[None]:
+    """What is missing in a document, or of another kind than it should be, is an ``InputError`` that names its file."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is no comparison: {type(error).__name__}: {error}") from None
+
+
 def write_comparison(document: Mapping[str, Any], out: Path) -> None:
     """The tests of a comparison as Markdown and LaTeX below ``out/tables``, and itself below ``out/records``."""
-    grid = to_grid(document)
-    name = document["name"]
-    files = {
-        out / "tables" / f"{name}.md": grid.markdown(),
-        out / "tables" / f"{name}.tex": grid.latex(),
-        out / "records" / "comparisons" / name / "comparison.json": json.dumps(document, indent=1) + "\n",
-    }
+    record = out / "records" / "comparisons" / document["name"] / FILE
+    files = _tables(document, out) | {record: (json.dumps(document, indent=1) + "\n").encode()}
     for path, text in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, text)
+
+
+def draw_comparisons(folders: Iterable[Path], out: Path, experiments: Sequence[str]) -> dict[Path, bytes]:
+    """The tables of the comparisons that belong to ``experiments``; of two by one name the first."""
+    drawn: dict[Path, bytes] = {}
+    for found in read_comparisons(folders):
+        if any(found.name.startswith(f"{experiment}-") for experiment in experiments):
+            with damage_named(found.path):
+                drawn = _tables(found.document, out) | drawn
+    return drawn
+
+
+def _tables(document: Mapping[str, Any], out: Path) -> dict[Path, bytes]:
+    grid, stem = to_grid(document), out / "tables" / document["name"]
+    return {
+        stem.with_name(f"{stem.name}.md"): grid.markdown().encode(),
+        stem.with_name(f"{stem.name}.tex"): grid.latex().encode(),
+    }
 
 
 def run_names(folders: Iterable[Path], experiments: Iterable[str]) -> dict[str, dict[str, str]]:
@@ -40,17 +92,14 @@ def run_names(folders: Iterable[Path], experiments: Iterable[str]) -> dict[str, 
 
     Raises ``InputError`` for a damaged file.
     """
-    found: dict[str, dict[str, str]] = {experiment: {} for experiment in experiments}
-    for path in (path for folder in folders for path in sorted(folder.rglob("comparison.json"))):
-        try:
-            document = json.loads(path.read_bytes())
-            for names in (names for name, names in found.items() if document["name"].startswith(f"{name}-")):
-                for way, runs in document["runs"].items():
+    named: dict[str, dict[str, str]] = {experiment: {} for experiment in experiments}
+    for found in read_comparisons(folders):
+        with damage_named(found.path):
+            for names in (names for experiment, names in named.items() if found.name.startswith(f"{experiment}-")):
+                for way, runs in found.document["runs"].items():
                     for seed, run_id in enumerate(runs):
                         names.setdefault(run_id, f"{way}, seed {seed}" if len(runs) > 1 else way)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path} is no comparison: {error}") from None
-    return found
+    return named
 
 
 def to_grid(document: Mapping[str, Any]) -> Grid:

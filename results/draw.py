@@ -26,7 +26,7 @@ from results import (
     tables,
     text_ablation,
 )
-from results.comparison import run_names
+from results.comparison import draw_comparisons, run_names
 from results.cost import build_cost_table, to_csv, to_grid
 from results.painters import Drawing, Painters, drawn
 from results.records import Record, read_records
@@ -92,7 +92,7 @@ def draw(
             grid = to_grid(cost, folder)
             for kind, text in (("md", grid.markdown()), ("tex", grid.latex()), ("csv", to_csv(cost))):
                 files[folder / f"{cost.name}.{kind}"] = text.encode()
-    return [*built.values()], files
+    return [*built.values()], files | draw_comparisons(folders, out, names)
 
 
 def picture_of(table: tables.Table) -> dict[str, bytes]:

@@ -6,15 +6,14 @@ accepted records.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from harness.errors import InputError
 from harness.statistics import Interval
 from results import latency, losses
+from results.comparison import FILE, Comparison, read_comparisons
 from results.formats import percent
 from results.latency import Journal, Line
 from results.layouts import Own
@@ -22,18 +21,8 @@ from results.losses import Losses
 from results.records import Record, read_records
 
 RACE = "ttft"
+FILES = (FILE, "differences.json")  # of comparisons
 WORLD = "world-0"  # the data root that the captions speak of
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """What ``slurm.jobs.compare`` left: ``document`` has the means of each way by seed, and the paired tests.
-
-    Or ``slurm.jobs.differences``, where ``document`` names its runs.
-    """
-
-    path: Path
-    document: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,17 +160,8 @@ def read_evidence(folders: Iterable[Path]) -> Evidence:
 def _comparisons(folders: Iterable[Path]) -> dict[str, Comparison]:
     """By name, of the first folder that has it. Raises ``InputError`` for a damaged file."""
     found: dict[str, Comparison] = {}
-    for path in (
-        path
-        for folder in folders
-        for name in ("comparison.json", "differences.json")
-        for path in sorted(folder.rglob(name))
-    ):
-        try:
-            document: dict[str, Any] = json.loads(path.read_bytes())
-            found.setdefault(document["name"], Comparison(path=path, document=document))
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path} is no comparison: {error}") from None
+    for comparison in (one for folder in folders for file in FILES for one in read_comparisons([folder], file)):
+        found.setdefault(comparison.name, comparison)
     return found
 
 

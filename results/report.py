@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -34,7 +32,7 @@ from results import (
     replication,
     text_ablation,
 )
-from results.comparison import run_names
+from results.comparison import damage_named, read_comparisons, run_names
 from results.cost import build_cost_table
 from results.draw import memory_files, memory_grids, picture_of
 from results.evidence import read_evidence
@@ -233,14 +231,12 @@ def _first(
 
 def _differences(folders: Iterable[Path], panels: Panels) -> Iterator[PageTable]:
     seen: set[str] = set()
-    for path in (path for folder in folders for path in sorted(folder.rglob("comparison.json"))):
-        try:
-            document: Mapping[str, Any] = json.loads(path.read_bytes())
-            if document["name"] not in seen:
-                seen.add(document["name"])
-                yield of_comparison(path, document, panels)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path} is no comparison: {type(error).__name__}: {error}") from None
+    for found in read_comparisons(folders):
+        if found.name not in seen:
+            seen.add(found.name)
+            with damage_named(found.path):
+                table = of_comparison(found.path, found.document, panels)
+            yield table
 
 
 def _latency(folders: Iterable[Path], panels: Panels) -> Iterator[Section]:

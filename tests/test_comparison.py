@@ -10,14 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import PROJECT
 from fakes import ListSuite, spec
 
 from harness.errors import InputError
 from harness.record import Journal, SystemSpec
 from harness.statistics import holm, paired_bootstrap
-from results.comparison import to_grid, write_comparison
-from slurm.jobs.compare import NAME, CompareJob, Way
+from results.comparison import FILE, draw_comparisons, read_comparisons, to_grid, write_comparison
+from slurm.jobs.compare import CompareJob, Way
 from slurm.jobs.evaluate import Cell
+
+RECORDS = PROJECT / "results" / "records"
 
 Scores = Sequence[float]
 CPU = torch.device("cpu")
@@ -181,9 +184,9 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 def test_the_same_file_below_runs_and_out_and_two_tables(tmp_path: Path, ways: dict[str, list[FakeCell]]) -> None:
     document = compared(tmp_path, ways).run()
     left = snapshot(tmp_path / "out")
-    assert left.keys() == {"tables/c.md", "tables/c.tex", f"records/comparisons/c/{NAME}"}
-    below_runs = (tmp_path / "runs" / "comparisons" / "c" / NAME).read_bytes()
-    assert left[f"records/comparisons/c/{NAME}"] == below_runs
+    assert left.keys() == {"tables/c.md", "tables/c.tex", f"records/comparisons/c/{FILE}"}
+    below_runs = (tmp_path / "runs" / "comparisons" / "c" / FILE).read_bytes()
+    assert left[f"records/comparisons/c/{FILE}"] == below_runs
     assert json.loads(below_runs) == document
     assert left["tables/c.md"].decode() == to_grid(document).markdown()
     assert left["tables/c.tex"].decode() == to_grid(document).latex()
@@ -198,7 +201,7 @@ def test_the_same_journals_give_the_same_bytes_but_for_where_they_were_compared(
         monkeypatch.setattr("harness.provenance.collect", lambda device, created=created: {"created": created})
         job.run()
         left = snapshot(tmp_path / "out")
-        document = json.loads(left.pop(f"records/comparisons/c/{NAME}"))
+        document = json.loads(left.pop(f"records/comparisons/c/{FILE}"))
         assert document.pop("provenance") == {"created": created}
         found.append((json.dumps(document), left))
     assert found[0] == found[1]
@@ -209,7 +212,7 @@ def test_comparing_leaves_the_journals_as_they_are(tmp_path: Path, ways: dict[st
     compared(tmp_path, ways).run()
     after = snapshot(tmp_path / "runs")
     assert {name: after[name] for name in before} == before
-    assert after.keys() - before.keys() == {f"comparisons/c/{NAME}"}
+    assert after.keys() - before.keys() == {f"comparisons/c/{FILE}"}
 
 
 # The table
@@ -319,3 +322,39 @@ def test_what_stands_beside_is_shown_by_seed_and_not_tested(tmp_path: Path, ways
     ]
     del plain["beside"]  # a document of before there was any
     assert to_grid(plain) == without
+
+
+@pytest.mark.parametrize("path", sorted(RECORDS.glob(f"comparisons/*/{FILE}")), ids=lambda path: path.parent.name)
+def test_the_accepted_ones_are_drawn_again_with_the_table_of_their_experiment(path: Path) -> None:
+    name = path.parent.name
+    drawn = draw_comparisons([RECORDS], PROJECT / "results", [name.rpartition("-")[0]])
+    mine = {path.name: text for path, text in drawn.items() if path.stem == name}
+    assert mine.keys() == {f"{name}.md", f"{name}.tex"}
+    for file, text in mine.items():
+        assert (PROJECT / "results" / "tables" / file).read_bytes() == text
+    assert draw_comparisons([RECORDS], PROJECT / "results", ["nothing"]) == {}
+
+
+def test_of_two_by_one_name_the_first_folders_is_drawn(tmp_path: Path) -> None:
+    other = {**DOCUMENT, "tests": DOCUMENT["tests"][:1]}
+    for folder, document in (("a", DOCUMENT), ("b", other)):
+        write_comparison(document, tmp_path / folder)
+    out = tmp_path / "out"
+    for order in ("ab", "ba"):
+        drawn = draw_comparisons([tmp_path / folder for folder in order], out, ["selection"])
+        expected = (tmp_path / order[0] / "tables" / "selection-policy.md").read_bytes()
+        assert drawn[out / "tables" / "selection-policy.md"] == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", "{}", '{"name": "../selection-policy"}', '{"name": "..", "tests": []}', '{"name": "selection-a"}'],
+)
+def test_a_damaged_one_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "comparisons" / "a" / FILE
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    with pytest.raises(InputError, match=f"{FILE} is no comparison"):
+        draw_comparisons([tmp_path], tmp_path / "out", ["selection"])
+    if "selection-a" in text:
+        assert [found.name for found in read_comparisons([tmp_path])] == ["selection-a"]

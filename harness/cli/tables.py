@@ -24,6 +24,7 @@ Read every record.json below --records and write, for each experiment found,
   OUT/tables/EXPERIMENT-*, figures      where pass keys or look-ups were asked: score by length, depth and distance
                                         (EXPERIMENT-memory where EXPERIMENT has a table of answers too)
   OUT/tables/EXPERIMENT-cost.*          where systems raced: rate, decoder positions and speed beside the score
+  OUT/tables/EXPERIMENT-NAME.*          where its runs were compared in pairs (comparison.json): differences, tests
   OUT/tables/EXPERIMENT-popularity.*    with --popularity: the score on PopQA by the popularity of who is asked about
 (EXPERIMENT-METRIC.* for a metric other than em). Then, with the accepted records below OUT/records and the latency
 journals of both, what the seed document and the paper print, each number with its source and ours below it:

@@ -14,11 +14,9 @@ from harness.errors import InputError
 from harness.files import write_atomically
 from harness.record import Journal, RunSpec
 from harness.statistics import holm, paired_bootstrap
-from results.comparison import write_comparison
+from results.comparison import FILE, write_comparison
 from slurm.jobs import Progress
 from slurm.jobs.evaluate import EvaluateJob
-
-NAME = "comparison.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +73,7 @@ class CompareJob:
         }
         folder = self.runs / "comparisons" / self.name
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / NAME, json.dumps(document, indent=1) + "\n")
+        write_atomically(folder / FILE, json.dumps(document, indent=1) + "\n")
         write_comparison(document, self.out)
         return document
 
