@@ -19,7 +19,7 @@ from harness.errors import unknown
 from harness.model.chunking import expanded_count
 from harness.roofline import EncoderShape, LlamaShape
 from harness.roofline_limits import NOTHING, Work
-from results.latency import AGAIN, REFERENCE
+from results.latency.journals import AGAIN, REFERENCE
 
 if TYPE_CHECKING:
     import torch

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from harness.cli.main import main
-from results.ledger import SOURCE_CLASSES
-from results.verdicts import AGAINST_PAPER, VERDICTS
+from results.ledger.entries import SOURCE_CLASSES
+from results.ledger.verdicts import AGAINST_PAPER, VERDICTS
 
 
 def listed(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict[str, object]]:

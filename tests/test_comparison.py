@@ -16,7 +16,7 @@ from fakes import ListSuite, spec
 from harness.errors import InputError
 from harness.record import Journal, SystemSpec
 from harness.statistics import holm, paired_bootstrap
-from results.comparison import FILE, draw_comparisons, read_comparisons, to_grid, write_comparison
+from results.experiments.comparison import FILE, draw_comparisons, read_comparisons, to_grid, write_comparison
 from slurm.jobs.compare import CompareJob, Way
 from slurm.jobs.evaluate import Cell
 

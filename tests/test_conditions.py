@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from harness.errors import InputError
-from results.conditions import KEYS, NOT_STATED, READINGS, Cell, conditions, matched
-from results.ledger import REFERENCE, Entry, read_ledger
+from results.ledger.conditions import KEYS, NOT_STATED, READINGS, Cell, conditions, matched
+from results.ledger.entries import REFERENCE, Entry, read_ledger
 
 
 @pytest.fixture(scope="module")

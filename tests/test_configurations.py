@@ -12,10 +12,11 @@ from conftest import PROJECT
 from harness.errors import InputError
 from harness.train.stage import AdamW
 from refrag_v2 import paper_scale
-from results import configurations, replication
-from results.layouts import OURS, PAPER, SEED, Cell, Layout
-from results.ledger import read_ledger
-from results.published import Ledger
+from results.ledger.entries import read_ledger
+from results.replication import configurations
+from results.replication import draw as replication
+from results.replication.layouts import OURS, PAPER, SEED, Cell, Layout
+from results.replication.published import Ledger
 from slurm.jobs import configurations as job
 
 FILE = PROJECT / "results" / "records" / "configurations.json"

@@ -14,8 +14,8 @@ from urllib.parse import unquote
 import pytest
 from test_results import METRICS, tables_cli, write_record
 
-from results.cost import CSV_HEAD, CostTable, build_cost_table, to_csv, to_grid
-from results.draw import draw
+from results.experiments.cost import CSV_HEAD, CostTable, build_cost_table, to_csv, to_grid
+from results.experiments.draw import draw
 from results.records import read_record, read_records
 
 REFRAG = {"template": "tagged", "max_positions": None, "expand": 0.1, "select": "policy"}

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from test_results import write_record
 
-from results import dots_figure, expansion, expansion_figure, figures
-from results.draw import draw, picture_of
+from results.experiments import dots_figure, expansion, expansion_figure, passages_figure
+from results.experiments.accuracy import Table, build_table
+from results.experiments.draw import draw, picture_of
 from results.records import read_records
-from results.tables import Table, build_table
 
 CHUNKS = {8: 32, 16: 16}
 ENDS = {(0.0, "none"): 0.5, (1.0, "all"): 0.9}
@@ -86,7 +86,7 @@ def test_what_is_no_curve_is_drawn_as_any_other_table(tmp_path: Path, left: str)
     table = table_of(folder)
     assert expansion.curves(table) == []
     assert expansion.grids(table, tmp_path) == []
-    drawn = dots_figure if left == "one share" else figures  # two rows at one number of passages
+    drawn = dots_figure if left == "one share" else passages_figure  # two rows at one number of passages
     assert picture_of(table) == drawn.draw_figure(table)
     _, files = draw([folder], tmp_path / "out", experiments=["shares"])
     assert not [path for path in files if "shares-shares" in path.name]
@@ -136,7 +136,7 @@ def test_the_same_records_give_the_same_bytes(records: Path) -> None:
     with mpl.rc_context({"font.size": 30, "svg.hashsalt": "mine"}):
         assert picture_of(table) == drawn
     assert drawn["png"].startswith(b"\x89PNG") and b"dc:date" not in drawn["svg"]
-    assert drawn != figures.draw_figure(table)
+    assert drawn != passages_figure.draw_figure(table)
 
 
 def test_the_grids_hold_score_hit_and_what_a_share_is(records: Path, tmp_path: Path) -> None:

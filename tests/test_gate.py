@@ -18,8 +18,9 @@ from test_gate_times import normal
 
 from harness.cli.main import main
 from harness.errors import InputError
-from results import gate_answers, gate_times
-from results.gate_report import Report, Times, speeds
+from results.gate import answers as gate_answers
+from results.gate import times as gate_times
+from results.gate.report import Report, Times, speeds
 from slurm import checkout
 from slurm.gate import job
 from slurm.gate.asking import Worker, WorkerFailed

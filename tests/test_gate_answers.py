@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from harness.metrics import METRIC_VERSION, score_answer
-from results import gate_answers
-from results.gate_answers import ALPHA, PROBES, Absent, Answers, AnswerVerdict, judge, judge_metric
-from results.gate_verdicts import EXIT_CODES, NEW, NOT_JUDGED, PASS, REGRESSION, worst
+from results.gate import answers as gate_answers
+from results.gate.answers import ALPHA, PROBES, Absent, Answers, AnswerVerdict, judge, judge_metric
+from results.gate.verdicts import EXIT_CODES, NEW, NOT_JUDGED, PASS, REGRESSION, worst
 
 SPEC = {"suite": {"name": "nq", "limit": 60}, "prompt_version": 1, "metric_version": 1}
 

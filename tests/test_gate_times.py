@@ -12,8 +12,8 @@ from conftest import PROJECT
 
 from harness.errors import InputError
 from harness.statistics import POWER
-from results.gate_times import BLOCK, FIGURES, Rounds, TimeVerdict, batch_mean, calm, judge, log_ratios
-from results.gate_verdicts import NOT_JUDGED, PASS, REGRESSION
+from results.gate.times import BLOCK, FIGURES, Rounds, TimeVerdict, batch_mean, calm, judge, log_ratios
+from results.gate.verdicts import NOT_JUDGED, PASS, REGRESSION
 from slurm.gate.rounds import PROMPTS, TOKENS, WARM_UP, measure
 
 RECORDED: dict[str, Any] = json.loads((PROJECT / "tests" / "golden" / "gate_times.json").read_text())

@@ -13,8 +13,8 @@ from test_checkout import git, root  # noqa: F401  (a fixture)
 
 from harness.cli.main import main
 from harness.errors import InputError
-from results.history import Point, Series, read, steps
-from results.history_figure import draw_history
+from results.gate.history import Point, Series, read, steps
+from results.gate.history_figure import draw_history
 
 SPEED = Series(name="lane", kind="speed")
 

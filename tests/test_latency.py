@@ -19,7 +19,7 @@ from harness.model.llama import Llama
 from harness.model.load import Decoder, random_decoder
 from harness.roofline import LlamaShape, prefill
 from harness.roofline_limits import Ceilings
-from results.latency import AGAIN, REFERENCE
+from results.latency.journals import AGAIN, REFERENCE
 from slurm.jobs import latency
 from slurm.jobs.latency import JOURNAL, LatencyJob
 from slurm.lanes import Lane, build_lanes

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from harness.errors import InputError
-from results.latency import (
+from results.latency.journals import (
     AGAIN,
     REFERENCE,
     SCHEMA,
@@ -23,7 +23,7 @@ from results.latency import (
     read,
     read_paper,
 )
-from results.latency_report import closing_table, to_csv, to_markdown, write
+from results.latency.report import closing_table, to_csv, to_markdown, write
 
 PEAK_FLOPS, PEAK_BYTES = 1e12, 1e10
 
@@ -305,7 +305,7 @@ def replace_samples(given: dict[str, Any]) -> dict[str, Any]:
 
 def test_nothing_heavy_is_imported() -> None:
     script = (
-        "import sys, results.latency_report\n"
+        "import sys, results.latency.report\n"
         "print([m for m in ('torch', 'transformers', 'scipy', 'tabulate', 'rich', 'jinja2') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -469,7 +469,7 @@ def test_a_checkout_without_git_says_that_its_commit_is_unknown() -> None:
 def test_the_figure_draws_what_the_lines_say(monkeypatch: pytest.MonkeyPatch) -> None:
     from matplotlib.figure import Figure
 
-    from results.latency_figure import draw
+    from results.latency.figure import draw
 
     drawn: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))

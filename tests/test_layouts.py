@@ -16,15 +16,16 @@ from conftest import PROJECT
 
 from harness.errors import InputError
 from harness.roofline_limits import ttft_ratio_theory
-from results import paper_tables, replication, seed_tables
-from results.draw import Files
-from results.evidence import Comparison, Evidence, read_evidence
-from results.layouts import DIFFERS, IMPOSSIBLE, OURS, PAPER, SEED, Cell, Layout, Line, Own
-from results.ledger import Entry, read_ledger
-from results.paper_measured import ANSWERS, RATE, Measured
-from results.published import Ledger, rounds_to
+from results.experiments.draw import Files
+from results.ledger.entries import Entry, read_ledger
 from results.records import read_record
-from results.shapes import LLAMA2_7B
+from results.replication import draw as replication
+from results.replication import paper_tables, seed_tables
+from results.replication.evidence import Comparison, Evidence, read_evidence
+from results.replication.layouts import DIFFERS, IMPOSSIBLE, OURS, PAPER, SEED, Cell, Layout, Line, Own
+from results.replication.paper_measured import ANSWERS, RATE, Measured
+from results.replication.published import Ledger, rounds_to
+from results.replication.shapes import LLAMA2_7B
 
 RECORDS = PROJECT / "results" / "records"
 TABLES = {**seed_tables.TABLES, **paper_tables.TABLES}

@@ -8,8 +8,8 @@ import pytest
 from conftest import shared_path
 
 from harness.errors import InputError
-from results import ledger
-from results.ledger import REFERENCE, SOURCE_CLASSES, Entry, read_ledger
+from results.ledger import entries as ledger
+from results.ledger.entries import REFERENCE, SOURCE_CLASSES, Entry, read_ledger
 
 HEADER = "table,row/method,column/metric,value,unit,source\n"
 

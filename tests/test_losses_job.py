@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from harness.errors import InputError
-from results.losses import Point, read
+from results.replication.losses import Point, read
 from slurm.jobs.losses import LossesJob, Training
 
 

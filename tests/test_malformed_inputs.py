@@ -29,11 +29,11 @@ from harness.record import Journal, RunRecord, read_rows
 from harness.retrieval.corpus import read_corpus
 from harness.retrieval.frozen import read_frozen
 from harness.train.export import read_training
-from results.configurations import SCHEMA as CONFIGURATIONS_SCHEMA
-from results.configurations import read as read_configurations
-from results.latency import SCHEMA as LATENCY_SCHEMA
-from results.latency import read as read_latency
-from results.losses import read as read_losses
+from results.latency.journals import SCHEMA as LATENCY_SCHEMA
+from results.latency.journals import read as read_latency
+from results.replication.configurations import SCHEMA as CONFIGURATIONS_SCHEMA
+from results.replication.configurations import read as read_configurations
+from results.replication.losses import read as read_losses
 from slurm.cluster import find_profile
 from slurm.gate.job import asked_runs
 

@@ -14,8 +14,8 @@ from test_results import DOCUMENT, write_record
 
 from harness.cli.main import main
 from harness.errors import InputError
-from results import memory, memory_figure
-from results.draw import draw
+from results.experiments import memory, memory_figure
+from results.experiments.draw import draw
 from results.records import read_records
 
 

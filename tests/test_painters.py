@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from results import paper_figures
-from results.evidence import Evidence
-from results.ledger import read_ledger
+from results.ledger.entries import read_ledger
 from results.painters import AT_MOST, WORTH_PROCESSES, Drawing, drawn, painters
-from results.published import Ledger
+from results.replication import paper_figures
+from results.replication.evidence import Evidence
+from results.replication.published import Ledger
 
 
 def kinds(number: int) -> dict[str, bytes]:

@@ -11,15 +11,15 @@ from conftest import PROJECT
 
 from harness.errors import InputError
 from harness.train.curriculum import MULTIPLIERS, paper_table8
-from results import paper_figures
-from results.evidence import RACE, Evidence, read_evidence
-from results.expansion import SELECTORS
-from results.ledger import filter as of
-from results.ledger import read_ledger
-from results.losses import Curve, Point, read, to_csv
-from results.paper_figures import FIGURES, draw
-from results.published import Ledger
+from results.experiments.expansion import SELECTORS
+from results.ledger.entries import filter as of
+from results.ledger.entries import read_ledger
 from results.records import Record
+from results.replication import paper_figures
+from results.replication.evidence import RACE, Evidence, read_evidence
+from results.replication.losses import Curve, Point, read, to_csv
+from results.replication.paper_figures import FIGURES, draw
+from results.replication.published import Ledger
 
 
 @pytest.fixture(scope="module")

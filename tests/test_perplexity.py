@@ -20,7 +20,7 @@ from harness.data.text_practice import PASSAGE, NextParagraph, NextToken, Repeat
 from harness.data.world.practice import Growing
 from harness.errors import InputError
 from harness.train.text_scales import TEXT_SCALES
-from results import perplexity as drawn
+from results.experiments import perplexity as drawn
 from results.records import read_records
 from slurm.jobs.perplexity import PerplexityJob
 from slurm.jobs.text import TextJob

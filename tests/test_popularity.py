@@ -11,7 +11,7 @@ import pytest
 
 from harness import statistics
 from harness.errors import InputError
-from results.popularity import by_popularity, decade, popularity_grid
+from results.experiments.popularity import by_popularity, decade, popularity_grid
 from results.records import Record
 
 POPULARITY = {"a": 0, "b": 9, "c": 10, "d": 99, "e": 1000, "f": 12}

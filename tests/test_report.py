@@ -17,13 +17,13 @@ from test_results import write_record
 from harness.cli.catalog import EXPERIMENTS
 from harness.cli.main import main
 from harness.errors import InputError
-from results import replication
-from results.formats import Grid, linked, parts
+from results.grids import Grid, linked, parts
 from results.records import read_records
-from results.report import draw, gather
-from results.report_examples import LETTERS, PASSAGES, Journals, command
-from results.report_figures import inline
-from results.report_tables import number
+from results.replication import draw as replication
+from results.report.examples import LETTERS, PASSAGES, Journals, command
+from results.report.figures import inline
+from results.report.page import draw, gather
+from results.report.tables import number
 
 RECORDS = PROJECT / "results" / "records"
 
@@ -122,7 +122,7 @@ def test_every_measured_cell_opens_its_record(accepted: str) -> None:
 
 
 def test_every_published_number_is_in_the_ledger_with_its_verdict(accepted: str) -> None:
-    from results.ledger import read_ledger
+    from results.ledger.entries import read_ledger
 
     assert accepted.count("<tr data-verdict=") == len(read_ledger())
 
@@ -220,7 +220,7 @@ def test_records_without_questions_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_page_is_drawn_without_torch() -> None:
-    script = "import sys, results.report; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    script = "import sys, results.report.page; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], cwd=PROJECT, check=False).returncode == 0
 
 

@@ -9,8 +9,8 @@ from conftest import PROJECT
 from report_fakes import ATTACK, write_runs
 from test_gate_answers import answers
 
-from results.gate_answers import judge
-from results.report import draw
+from results.gate.answers import judge
+from results.report.page import draw
 
 EXECUTABLE = chromium.find()
 pytestmark = pytest.mark.skipif(

@@ -15,14 +15,14 @@ from conftest import PROJECT
 from harness.errors import InputError
 from harness.roofline import LlamaShape, decode_step
 from harness.train.curriculum import paper_table8
-from results import physics
-from results.claims import HEAD, claims_files, claims_table
-from results.conditions import NOT_STATED
-from results.latency import PREFILL, read
-from results.ledger import Entry, read_ledger
-from results.measured import RECORDS, Measured, of_journal, read_measured
-from results.seed import NOT_JUDGED, item_of, read_discrepancies
-from results.verdicts import AGAINST_PAPER, VERDICTS, Verdict, as_json, differing, judge, published, quantity
+from results.latency.journals import PREFILL, read
+from results.ledger import physics
+from results.ledger.claims import HEAD, claims_files, claims_table
+from results.ledger.conditions import NOT_STATED
+from results.ledger.entries import Entry, read_ledger
+from results.ledger.measured import RECORDS, Measured, of_journal, read_measured
+from results.ledger.seed import NOT_JUDGED, item_of, read_discrepancies
+from results.ledger.verdicts import AGAINST_PAPER, VERDICTS, Verdict, as_json, differing, judge, published, quantity
 
 
 @pytest.fixture(scope="module")
@@ -384,7 +384,7 @@ def test_the_committed_claims_table_is_that_of_the_committed_records(verdicts: l
 
 
 def test_the_ledger_needs_no_torch() -> None:
-    code = "import sys; from results import claims, verdicts; sys.exit('torch' in sys.modules)"
+    code = "import sys; from results.ledger import claims, verdicts; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True)
 
 

@@ -12,9 +12,9 @@ from harness.data.sources import DataRoot, load_questions
 from harness.data.world.mirror import WorldConfig, write_world
 from harness.record import RunRecord
 from harness.retrieval.frozen import Setting, read_frozen
-from results.popularity import by_popularity
+from results.experiments.accuracy import build_table
+from results.experiments.popularity import by_popularity
 from results.records import read_records
-from results.tables import build_table
 from slurm.jobs.data import RetrieveJob
 from slurm.jobs.evaluate import EvaluateJob
 

@@ -11,7 +11,7 @@ HELP = "accuracy and speed over the commits that were gated, and where they step
 DESCRIPTION = """\
 Read the reports of every gate below RUNS/gate and the accepted ones below RECORDS/gate, order their commits as the
 history of --at has them, and print scores, and standard RAG's time over each lane's, commit by commit. Steps are
-searched by binary segmentation (results/history.py says how) and named at the first commit after them. Speeds of
+searched by binary segmentation (results/gate/history.py says how) and named at the first commit after them. Speeds of
 different machines are different series. Nothing is run, and neither torch nor a GPU is needed.
 
 With --out also OUT/history-SUITES.csv (one line a point), .png and .svg."""
@@ -41,12 +41,12 @@ def run(args: argparse.Namespace) -> int:
 
     order = load("slurm.gate.sides:ancestors")(args.at)
     load("slurm.gate.sets:check_set")(args.suites)
-    history = load("results.history:read")(args.runs, args.records, suites=args.suites, order=order)
+    history = load("results.gate.history:read")(args.runs, args.records, suites=args.suites, order=order)
     print(json.dumps(history.as_json(), indent=1) if args.json else history.text(), end="")
     if args.out:
         stem = args.out / f"history-{args.suites}"
         files = {destination(stem.with_suffix(".csv")): history.csv().encode()}
-        for kind, picture in load("results.history_figure:draw_history")(history).items():
+        for kind, picture in load("results.gate.history_figure:draw_history")(history).items():
             files[stem.with_suffix(f".{kind}")] = picture
-        load("results.draw:write")(files)
+        load("results.experiments.draw:write")(files)
     return 0

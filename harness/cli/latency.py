@@ -75,8 +75,8 @@ def run(args: argparse.Namespace) -> int:
         minutes=args.minutes,
     )
     journal = job.run(_teller(args.out / "latency.log"))
-    files = load("results.latency_report:write")(journal, args.out)
-    print(load("results.latency_report:closing_table")(load("results.latency:read")(journal)))
+    files = load("results.latency.report:write")(journal, args.out)
+    print(load("results.latency.report:closing_table")(load("results.latency.journals:read")(journal)))
     print("\n".join(map(str, files)), file=sys.stderr)
     return 0
 

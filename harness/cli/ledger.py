@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     ledger, verdicts = (importlib.import_module(f"results.{name}") for name in ("ledger", "verdicts"))
-    measured = importlib.import_module("results.measured")
+    measured = importlib.import_module("results.ledger.measured")
     known = (*verdicts.VERDICTS, *verdicts.AGAINST_PAPER)
     if args.verdict is not None and args.verdict not in known:
         raise unknown("verdict", args.verdict, known)
@@ -72,8 +72,8 @@ def run(args: argparse.Namespace) -> int:
     wanted = ledger.filter(entries, table=args.table, source_class=args.source_class, file=args.file)
     found = measured.read_measured(args.records or measured.RECORDS)
     if args.claims:
-        files = load("results.claims:claims_files")(verdicts.judge(entries, found), args.claims)
-        load("results.draw:write")(files)
+        files = load("results.ledger.claims:claims_files")(verdicts.judge(entries, found), args.claims)
+        load("results.experiments.draw:write")(files)
     shown = [
         verdict
         for verdict in verdicts.judge(wanted, found)

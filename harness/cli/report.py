@@ -42,6 +42,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from harness.files import destination
 
-    _, files = load("results.report:draw")(args.records, destination(args.out))
-    load("results.draw:write")(files)
+    _, files = load("results.report.page:draw")(args.records, destination(args.out))
+    load("results.experiments.draw:write")(files)
     return 0

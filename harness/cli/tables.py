@@ -90,33 +90,37 @@ def run(args: argparse.Namespace) -> int:
     """Draw everything first and write last, so that bad input leaves no half of a result behind."""
     if args.verify:
         return _verify(args)
-    drawing, formats = load("results.draw:draw"), importlib.import_module("results.formats")
+    drawing, formats = load("results.experiments.draw:draw"), importlib.import_module("results.experiments.formats")
     experiments, others = _chosen(args.only, args.records, args.metric)
     tables, layouts, files, by_popularity = [], [], {}, {}
-    figures = len(experiments or ()) + (len(load("results.replication:figures")(others)) if others != [] else 0)
+    figures = len(experiments or ()) + (len(load("results.replication.draw:figures")(others)) if others != [] else 0)
     with load("results.painters:painters")(figures) as painters:
         if experiments != []:
             tables, files = drawing(
                 args.records, args.out, experiments=experiments, metric=args.metric, painters=painters
             )
         if others != []:
-            layouts, more = load("results.replication:draw")(args.records, args.out, only=others, painters=painters)
+            layouts, more = load("results.replication.draw:draw")(
+                args.records, args.out, only=others, painters=painters
+            )
             files |= more
         if args.popularity:
             names = [table.experiment for table in tables]
-            by_popularity = load("results.draw:popularity_files")(
+            by_popularity = load("results.experiments.draw:popularity_files")(
                 args.records, args.out, args.popularity, experiments=names, metric=args.metric
             )
             files |= by_popularity
         files |= painters.files() if painters else {}
     for page in args.pages:
         folder = page.parent
-        texts = load("results.draw:cost_texts")(args.records, folder, [table.experiment for table in tables])
+        texts = load("results.experiments.draw:cost_texts")(
+            args.records, folder, [table.experiment for table in tables]
+        )
         texts |= {table.experiment: formats.to_markdown(table, folder) for table in tables}
         texts |= {layout.name: layout.grid(folder).markdown() for layout in layouts}
         files[page] = _with_tables(page, texts).encode()
-    load("results.draw:write")(files)
-    if others is None and (left := load("results.replication:left_out")(layouts)):
+    load("results.experiments.draw:write")(files)
+    if others is None and (left := load("results.replication.draw:left_out")(layouts)):
         print(left, file=sys.stderr)
     if args.json:
         cells = [cell for table in tables for cell in formats.long_form(table, Path.cwd())]
@@ -153,9 +157,9 @@ def _chosen(
     """
     if names is None:
         return None, None
-    experiments = load("results.draw:experiments")(records, metric)
+    experiments = load("results.experiments.draw:experiments")(records, metric)
     others = [name for name in names if name not in experiments]
-    known = load("results.replication:NAMES") if others else ()
+    known = load("results.replication.draw:NAMES") if others else ()
     for name in others:
         if name not in known:
             raise unknown("experiment, table or figure", name, [*experiments, *known])

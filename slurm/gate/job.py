@@ -27,10 +27,11 @@ from harness.errors import InputError
 from harness.files import is_file_name, write_atomically
 from harness.progress import bar, say
 from harness.record import read_rows
-from results import gate_answers, gate_times
-from results.gate_answers import PROBES, Absent, Answers, AnswerVerdict, Base
-from results.gate_report import Report, Times, speeds
-from results.gate_verdicts import NEW, NOT_JUDGED
+from results.gate import answers as gate_answers
+from results.gate import times as gate_times
+from results.gate.answers import PROBES, Absent, Answers, AnswerVerdict, Base
+from results.gate.report import Report, Times, speeds
+from results.gate.verdicts import NEW, NOT_JUDGED
 from slurm.gate.asking import Worker, WorkerFailed
 from slurm.gate.rounds import PROMPTS, WARM_UP, measure
 from slurm.gate.sets import LANES, SMOKE, SMOKE_LIMIT, check_set, own_cells, own_lanes, titled

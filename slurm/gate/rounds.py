@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from results.gate_times import FIGURES, Rounds
+from results.gate.times import FIGURES, Rounds
 
 TOKENS = 9  # of every answer: the first one, and 8 steps of the decode loop
 WARM_UP = 5  # rounds that are not counted

@@ -14,7 +14,7 @@ from harness.errors import InputError
 from harness.files import write_atomically
 from harness.record import Journal, RunSpec
 from harness.statistics import holm, paired_bootstrap
-from results.comparison import FILE, write_comparison
+from results.experiments.comparison import FILE, write_comparison
 from slurm.jobs import Progress
 from slurm.jobs.evaluate import EvaluateJob
 

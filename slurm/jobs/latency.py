@@ -22,7 +22,7 @@ from harness import provenance, roofline, timing
 from harness.device import open_device
 from harness.errors import InputError
 from harness.files import destination, write_atomically
-from results.latency import SCHEMA, read
+from results.latency.journals import SCHEMA, read
 from slurm.jobs import Progress
 
 if TYPE_CHECKING:

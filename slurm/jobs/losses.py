@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.files import write_atomically
 from harness.train.export import read_training
-from results.losses import FOLDER, Curve, Point, to_csv
+from results.replication.losses import FOLDER, Curve, Point, to_csv
 from slurm.jobs import Progress
 from slurm.jobs.curves import read_log
 from slurm.jobs.train import TrainJob

@@ -6,14 +6,17 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from results import expansion, latency_report, replication, report
-from results.draw import draw, draw_perplexity, draw_text_ablation, memory_grids, write
-from results.formats import to_markdown
-from results.latency import read
-from results.layouts import Layout
+from results.experiments import expansion
+from results.experiments.accuracy import Table
+from results.experiments.draw import draw, draw_perplexity, draw_text_ablation, memory_grids, write
+from results.experiments.formats import to_markdown
+from results.experiments.text_ablation import question_of
+from results.latency import report as latency_report
+from results.latency.journals import read
 from results.records import read_records
-from results.tables import Table
-from results.text_ablation import question_of
+from results.replication import draw as replication
+from results.replication.layouts import Layout
+from results.report import page as report
 from slurm.jobs import Progress
 
 

@@ -5,7 +5,7 @@
     refrag-bench run tiny --from-scratch --scale long       trains the accepted checkpoints again
 
 Fills     results/tables/tiny.*, tiny-selection.*, tiny-selection-cost.*, tiny-systems.*, tiny-systems-cost.*,
-          results/figures/tiny*.*, and the seed's and the paper's tables and figures (results/replication.py);
+          results/figures/tiny*.*, and the seed's and the paper's tables and figures (results/replication/draw.py);
           results/report.html, all of it on one page
 Cost      offline, 6 minutes on 2 idle cores from the accepted checkpoints, installation included: 138 cells of 500
           questions and a race of 33 systems. Beside other work 22 minutes from scratch in the short budget and 98 in

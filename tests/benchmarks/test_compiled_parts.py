@@ -13,7 +13,7 @@ import torch
 from harness.model.graphs import Part
 from harness.model.llama import Llama
 from harness.model.load import random_decoder
-from results.latency import ratio
+from results.latency.journals import ratio
 
 ROUNDS = 9
 DECODED = 4  # steps of a round

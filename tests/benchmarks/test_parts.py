@@ -30,7 +30,7 @@ from harness.retrieval.corpus import read_corpus
 from harness.retrieval.index import ensure_index
 from harness.retrieval.retrievers import index_config
 from refrag_v2.system import RefragV2, RefragV2Config
-from results.draw import draw
+from results.experiments.draw import draw
 
 PROJECT = Path(__file__).resolve().parents[2]
 BATCH, PASSAGES, NEW, QUESTIONS = 8, 8, 8, 50

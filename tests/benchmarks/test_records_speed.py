@@ -23,8 +23,9 @@ from harness.config import plain
 from harness.metrics import METRIC_VERSION, score_answer
 from harness.record import DecodeSpec, RunRecord, RunSpec, SuiteSpec, SystemSpec
 from harness.summary import columns, summarise_all
-from results import configurations, paper_figures, replication
-from results.tables import QA_SUITES, SYSTEMS
+from results.experiments.accuracy import QA_SUITES, SYSTEMS
+from results.replication import configurations, paper_figures
+from results.replication import draw as replication
 from results.verify import JOURNAL, verify
 
 ROWS = 1_000

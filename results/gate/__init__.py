@@ -1,0 +1,1 @@
+"""What a gate says of two commits, and its history over many."""

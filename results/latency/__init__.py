@@ -1,0 +1,1 @@
+"""The journals of the latency lab: read, and drawn."""

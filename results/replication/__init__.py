@@ -1,0 +1,1 @@
+"""The seed's and the paper's tables and figures, with what was measured beside each number."""
