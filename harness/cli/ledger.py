@@ -63,8 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    ledger, verdicts = (importlib.import_module(f"results.{name}") for name in ("ledger", "verdicts"))
-    measured = importlib.import_module("results.ledger.measured")
+    names = ("entries", "verdicts", "measured")
+    ledger, verdicts, measured = (importlib.import_module(f"results.ledger.{name}") for name in names)
     known = (*verdicts.VERDICTS, *verdicts.AGAINST_PAPER)
     if args.verdict is not None and args.verdict not in known:
         raise unknown("verdict", args.verdict, known)
