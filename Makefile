@@ -39,7 +39,7 @@ help:
 	@echo "             ACCEPT=NAME keeps these)"
 	@echo "make gpu     the latency lab on one GPU, at most 9 minutes; no set-up: PYTHON's own torch and transformers"
 	@echo "make clean   remove the environment and everything under runs/"
-	@echo "variables    PYTHON=$(PYTHON)  VENV=$(VENV)  WORKERS=$(WORKERS)  EXTRAS=$(EXTRAS)  (EXTRAS=gpu,... for faiss-gpu)"
+	@echo "variables    PYTHON=$(PYTHON)  VENV=$(VENV)  WORKERS=$(WORKERS)  EXTRAS=$(EXTRAS)  (EXTRAS=gpu,... and a VENV of its own for faiss-gpu)"
 
 setup: $(STAMP)
 

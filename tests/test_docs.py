@@ -29,7 +29,7 @@ from harness.data.world.mirror import WorldConfig, write_world
 
 PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in (PROJECT / "docs").glob("*.md")))
 REASONS = {"real model", "server", "cluster", "gpu", "repository"}
-NOT_RUN = {"docs/gate.md": 2, "docs/how-to.md": 4}
+NOT_RUN = {"docs/gate.md": 2, "docs/how-to.md": 5}
 FENCE = re.compile(r"(?:<!-- (?P<mark>[^\n]*?) -->\n)?^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 TUTORIAL = "first_words"
 # Suites whose questions the synthetic world has none of: the tutorial names them, and runs all others.
@@ -114,10 +114,10 @@ def test_the_tutorial(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert {record["spec"]["suite"]["name"] for record in records} == suites - NOT_IN_THE_WORLD, "one is forgotten"
     page = (PROJECT / "docs" / "tutorial.md").read_text(encoding="utf-8")
     assert ", ".join(f"`{suite}`" for suite in sorted(NOT_IN_THE_WORLD, key=list(ASKED_SUITES).index)) in page
-    assert {path.name for path in (folder / "drawn" / "tables").glob("*.md")} == {
+    assert {path.name for path in (folder / "runs" / "drawn" / "tables").glob("*.md")} == {
         "adhoc.md", "adhoc-rougeL.md", "adhoc-memory.md", "adhoc-long-range-2.md",
     }  # fmt: skip
-    table = (folder / "drawn" / "tables" / "adhoc.md").read_text(encoding="utf-8")
+    table = (folder / "runs" / "drawn" / "tables" / "adhoc.md").read_text(encoding="utf-8")
     for record in records:
         link = f"{quote(record['spec']['system']['name'])}/{record['run_id']}/record.json"
         answers = record["spec"]["suite"]["name"] not in {*MADE_SUITES, "arxiv_summary"}
@@ -125,7 +125,7 @@ def test_the_tutorial(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert {record["spec"]["system"]["name"] for record in records} == {"first_words:FirstWordsConfig"}
     assert not any(record["n_errors"] for record in records)
     assert len(list((folder / "runs" / "lm-eval").rglob("samples_*.jsonl"))) == 4
-    assert len(list((folder / "exported").rglob("samples_*.jsonl"))) == 1
+    assert len(list((folder / "runs" / "exported").rglob("samples_*.jsonl"))) == 1
     code = next(block.text for block in blocks("docs/tutorial.md") if block.kind == "python")
     assert len(code.splitlines()) <= 60
 

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import argparse
 
+SCALE = (
+    "how long trainings are. tiny, expansion: long (of the accepted checkpoints), short; selection: also half; "
+    "ablations, main_table: full, smoke; perplexity, text_ablation: long, quarter, short, mini (a GPU); paper: "
+    "k8, k16, k32, k64, smoke"
+)
+
 
 def counts(text: str) -> tuple[int, ...]:
     """``1,2,4`` as numbers. Raises ``argparse.ArgumentTypeError`` for anything else."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from harness.cli.arguments import SCALE
+
 HELP = "run a whole experiment: data, training, retrieval, evaluation, tables"
 
 DESCRIPTION = """\
@@ -66,11 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, metavar="DIR", help="data root (default: REFRAG_DATA; tiny makes its own)")
     parser.add_argument("--checkpoint", metavar="DIR", help="decoder to evaluate (default: the trained tiny one)")
     parser.add_argument("--from-scratch", action="store_true", help="train everything, accepted checkpoints or not")
-    parser.add_argument(
-        "--scale",
-        help="of training: long (the accepted checkpoints'), short (tiny's with --from-scratch), half (selection's), "
-        "quarter and mini (perplexity's; mini wants a GPU)",
-    )
+    parser.add_argument("--scale", help=SCALE)
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N questions of every suite")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs lie (runs)")

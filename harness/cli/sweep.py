@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.cli.arguments import SCALE
 from harness.config import load, plain
 from harness.errors import InputError
 
@@ -54,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     submit = actions.add_parser("submit", help="give an experiment to a cluster")
     submit.add_argument("experiment", metavar="NAME", help="as `refrag-bench run` knows it")
     submit.add_argument("--cluster", required=True, metavar="NAME", help="h100, slurm-local, local")
-    submit.add_argument("--scale", help="how much: full (default), smoke (minutes); of some: long, short, half")
+    submit.add_argument("--scale", help=SCALE)
     submit.add_argument("--parallel", type=int, metavar="N", help="at most N jobs at once (default: all; local: 1)")
     submit.add_argument("--minutes", type=int, metavar="M", help="time limit of a job (default: the profile's)")
     submit.add_argument("--dry-run", action="store_true", help="print jobs, arrays, GPU-hours and cost; submit nothing")

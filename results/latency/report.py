@@ -14,7 +14,7 @@ import numpy as np
 
 from harness.files import write_atomically
 from results.latency.figure import draw
-from results.latency.journals import AGAIN, PREFILL, REFERENCE, RETRIEVE, Journal, Line, Ratio, read
+from results.latency.journals import AGAIN, PREFILL, REFERENCE, RETRIEVE, Journal, Line, read
 
 if TYPE_CHECKING:
     from results.grids import Grid
@@ -193,7 +193,7 @@ def _overhead(journal: Journal, batch: int) -> str:
     clock_s = float(np.median(journal.header["overhead_s"]))
     shortest = min(line.ttft_s[1] for line in members if line.ttft_s)
     pairs = [line for line in members if line.label == AGAIN and line.boundary == PREFILL and line.speedup]
-    said = ", ".join(f"{line.length:,}: {_ratio(line.speedup)}" for line in pairs)
+    said = ", ".join(f"{line.length:,}: {_speedup(line)}" for line in pairs)
     return f"- A/A, standard RAG over itself: {said}. The clock takes {clock_s / shortest:.3%} of the shortest TTFT."
 
 
@@ -205,7 +205,7 @@ def _cells(line: Line) -> tuple[str, ...]:
         _or(line.decoder_positions, lambda n: f"{n:,}"),
         line.error or _or(line.ttft_s, _milliseconds),
         str(line.n),
-        _or(line.speedup, _ratio) + (" ~" if _is_noise(line) else ""),
+        _speedup(line) + (" ~" if _is_noise(line) else ""),
         _or(line.paper, lambda x: f"{x:.2f}"),
         _or(line.theory, lambda x: f"{x[0]:.1f}"),
         _or(line.cap, lambda x: f"{x:.1f}"),
@@ -225,11 +225,14 @@ def _is_noise(line: Line) -> bool:
 
 def _milliseconds(spread: tuple[float, float, float]) -> str:
     low, median, high = (1e3 * value for value in spread)
-    return f"{median:,.1f} [{low:,.1f}, {high:,.1f}]"
+    return f"{median:,.1f}" + (f" [{low:,.1f}, {high:,.1f}]" if low < high else "")  # one value has no spread
 
 
-def _ratio(ratio: Ratio | None) -> str:
-    return f"{ratio.mean:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]" if ratio else _DASH
+def _speedup(line: Line) -> str:
+    if line.speedup is None:
+        return _DASH
+    interval = f" [{line.speedup.low:.2f}, {line.speedup.high:.2f}]" if line.n > 1 else ""
+    return f"{line.speedup.mean:.2f}{interval}"
 
 
 def _or(value: Any, say: Callable[[Any], str]) -> str:

@@ -154,7 +154,7 @@ def _chunks(config: dict[str, Any]) -> Conditions:
 
 
 def of_journal(path: Path) -> Iterator[Measured]:
-    """The three ratios over standard RAG, and TTFT, TTIT and throughput themselves, of every row without an error."""
+    """TTFT, TTIT and throughput, also as ratios over standard RAG, and memory, of every row without an error."""
     journal = journals.read(path)
     header = journal.header
     for row in journal.rows:
@@ -178,6 +178,8 @@ def of_journal(path: Path) -> Iterator[Measured]:
             whole, first, later = (compared[figure][1] for figure in ("Throughput", "TTFT", "TTIT"))
             yield from _plain(path, row, "TTFT, ms", [1e3 * second for second in first], under)
             yield from _plain(path, row, "TTIT, ms", [1e3 * second for second in later], under)
+            if (peak := row["memory"]["peak_bytes"]) is not None:
+                yield from _plain(path, row, "Memory, GB", [peak / 1e9], under)
             tokens = row["batch"] * header["new_tokens"]
             rates, until = [tokens / second for second in whole], {"output": header["new_tokens"]}
             yield from _plain(path, row, "Throughput, tok/s", rates, under | until)

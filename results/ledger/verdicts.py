@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from results.ledger.arithmetic import recomputed
-from results.ledger.conditions import NOT_STATED, Conditions, Value
+from results.ledger.conditions import LLAMA, NOT_STATED, Conditions, Value
 from results.ledger.entries import Entry
 from results.ledger.measured import LOG_PERPLEXITY, Measured
 from results.ledger.needs import needs
@@ -69,6 +69,7 @@ FIGURES = {
     ("TTFT", "ms"): "TTFT, ms",
     ("TTIT", "ms"): "TTIT, ms",
     ("Throughput", "tok/s"): "Throughput, tok/s",
+    ("Memory", "GB"): "Memory, GB",
     ("strict EM", "EM %"): "EM, %",
     ("EM", "EM %"): "EM, %",
     ("EM", "%"): "EM, %",
@@ -205,12 +206,16 @@ def quantity(entry: Entry) -> tuple[str, str, str] | None:
 
 
 def _closest(entry: Entry, candidates: Sequence[Candidate]) -> tuple[Measured, tuple[str, ...]]:
-    """The figure of which the fewest conditions differ, then the nearest in numbers; and those conditions."""
+    """The figure of which the fewest conditions differ, then the nearest in numbers; and those conditions.
+
+    Where that leaves several, because the entry states little: the one of the paper's decoder, on a GPU, at the longest
+    context, of most repetitions.
+    """
     theirs = _comparable(entry.conditions)
     unlike = [len(_unlike(theirs, own)) for own, _ in candidates]
     fewest = min(unlike)
     alike = [found for number, (_, found) in zip(unlike, candidates, strict=True) if number == fewest]
-    closest = min(alike, key=lambda found: _distance(entry.conditions, found.conditions))
+    closest = min(alike, key=lambda found: (*_distance(entry.conditions, found.conditions), *_unlike_the_papers(found)))
     return closest, differing(entry, closest.conditions)
 
 
@@ -258,6 +263,13 @@ def _distance(theirs: Conditions, ours: Conditions) -> tuple[int, float]:
         sum(not b.startswith(a) for a, b in words),
         sum(abs(math.log((1 + a) / (1 + b))) for a, b in numbers),
     )
+
+
+def _unlike_the_papers(found: Measured) -> tuple[bool, bool, float, int]:
+    ours = found.conditions
+    context = ours.get("context", 0)
+    on_cpu = "CPU" in str(ours.get("hardware", ""))
+    return ours.get("model") != LLAMA, on_cpu, 0.0 if isinstance(context, str) else -context, -found.n
 
 
 def published(entry: Entry) -> tuple[float, float]:

@@ -16,12 +16,13 @@ from harness.roofline_limits import ttft_ratio_theory, violations
 from harness.train.curriculum import MULTIPLIERS, build_curriculum
 from results.latency.journals import ENCODE, PREFILL, REFERENCE, Line
 from results.ledger.entries import Entry
+from results.ledger.physics import flags
 from results.records import Record
 from results.replication.evidence import Evidence, figure, percents, spread
 from results.replication.layouts import DIFFERS, IMPOSSIBLE, OURS, PAPER, SEED, Cell, Layout, Own
 from results.replication.paper_measured import ABLATION, ENCODERS
 from results.replication.published import Fill, Ledger, Side, claimed, lines, ours, printed
-from results.replication.shapes import A100_BYTES_PER_S, LLAMA2_7B
+from results.replication.shapes import LLAMA2_7B
 
 PASSAGES = 8
 MAIN, SELECTION, SHARES = "tiny", "tiny-selection", "expansion"
@@ -118,7 +119,7 @@ def speed(ledger: Ledger, evidence: Evidence) -> Layout:
 
     def seed(row: str, column: str) -> Cell:
         entry = ledger.claim("Table 2", column, quantity[row])
-        return claimed(row, column, entry, impossible(quantity[row], entry))
+        return claimed(row, column, entry, impossible(entry))
 
     def paper(row: str, column: str) -> Cell:
         return printed(row, column, ledger.verdict(verdicts[quantity[row]]))
@@ -143,17 +144,9 @@ def speed(ledger: Ledger, evidence: Evidence) -> Layout:
     )
 
 
-def impossible(quantity: str, entry: Entry) -> tuple[str, ...]:
+def impossible(entry: Entry) -> tuple[str, ...]:
     """Why a claim of the seed's Table 2 cannot be true of LLaMA-2-7B in bfloat16 on an A100, batch size 1."""
-    if isinstance(entry.value, str):
-        return ()
-    weights = LLAMA2_7B.bfloat16_bytes
-    found: list[str] = []
-    if quantity == "Memory":
-        found = violations(memory_bytes=1e9 * entry.value, weights_bytes=weights)
-    if quantity == "TTIT":
-        found = violations(measured_s=1e-3 * entry.value, floor_s=weights / A100_BYTES_PER_S)
-    return tuple(f"{IMPOSSIBLE} {reason} (LLaMA-2-7B, bfloat16, A100)" for reason in found)
+    return tuple(f"{IMPOSSIBLE} {reason} (LLaMA-2-7B, bfloat16, A100)" for reason in flags(entry))
 
 
 def _of_line(quantity: str, found: tuple[Path, Line] | None) -> Own | None:
@@ -233,7 +226,8 @@ def chunk_size(ledger: Ledger, evidence: Evidence) -> Layout:
             speedup = found[1].speedup if found else None
             value = (
                 Own(
-                    text=f"{speedup.mean:.2f} [{speedup.low:.2f}, {speedup.high:.2f}]",
+                    text=f"{speedup.mean:.2f}"
+                    + (f" [{speedup.low:.2f}, {speedup.high:.2f}]" if found[1].n > 1 else ""),
                     how="measured",
                     value=speedup.mean,
                     low=speedup.low,

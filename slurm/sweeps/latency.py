@@ -4,10 +4,10 @@
     refrag-bench run latency                                          a 100 M-parameter shape, float32, 2 CPU cores
 
 Fills     <runs>/latency/latency.*; accepted journals lie in results/records/latency
-Cost      a job of one GPU (its minutes are not known yet: no GPU was at hand), or 16 minutes of two CPU cores up to
-          4,096 tokens (measured), by extrapolation as long again for 8,192
-Expect    on a GPU the paper's 16.5 (k = 16) and 30.9 (k = 32) at 16,384 tokens or more, and CEPE's 8.2 within its cap;
-          on a CPU at 4,096 tokens 11, 18 to 20 and 31 to 35 at k = 8, 16 and 32
+Cost      a job of one GPU (`make gpu` stops it after 8 minutes), or 16 minutes of two CPU cores up to 4,096 tokens
+          (measured), by extrapolation as long again for 8,192
+Expect    on an H200 at 16,384 tokens 9, 15 to 16 and 26 to 27 at k = 8, 16 and 32 (the paper, on an A100: 9.2, 16.5,
+          30.9); on a CPU at 4,096 tokens 11, 18 to 20 and 31 to 35 at k = 8, 16 and 32
 """
 
 from __future__ import annotations
