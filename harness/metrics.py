@@ -208,6 +208,10 @@ BINARY: frozenset[str] = frozenset(_ZERO_OR_ONE)
 """The dialects whose scores are 0 or 1: their mean is a proportion. The others lie between."""
 
 
+CONTAINING: frozenset[str] = frozenset({"sub_em", "acc_popqa", "match_selfrag", "has_answer_dpr"})
+"""The dialects that look for a gold inside the prediction: an empty gold stands in all."""
+
+
 def score_answer(prediction: str, golds: Sequence[str]) -> dict[str, float]:
     """The score of ``prediction`` in every dialect, each in [0, 1] and each the best over ``golds``.
 

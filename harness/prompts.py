@@ -50,10 +50,13 @@ class Template:
         return [tag + ids for tag, ids in self.passage_blocks(tokenizer, passages)]
 
     def question_ids(self, tokenizer: PreTrainedTokenizerBase, questions: Sequence[str]) -> list[list[int]]:
-        """One block per question. Data sets disagree on the question mark, so it is put there exactly once."""
+        """One block per question."""
         tag = _tag(tokenizer, self.answer_tag)
-        texts = [self.question.format(question=question.strip().rstrip("?").rstrip()) for question in questions]
-        return [ids + tag for ids in text_ids(tokenizer, texts)]
+        return [ids + tag for ids in text_ids(tokenizer, [self.question_text(question) for question in questions])]
+
+    def question_text(self, question: str) -> str:
+        """A question as the template writes it. Data sets disagree on the question mark, so it is put there once."""
+        return self.question.format(question=question.strip().rstrip("?").rstrip())
 
     def demonstration_ids(
         self, tokenizer: PreTrainedTokenizerBase, demonstrations: Sequence[Demonstration]

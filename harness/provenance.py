@@ -30,7 +30,7 @@ def collect(device: str) -> dict[str, Any]:
         "cpu": _cpu(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
-        "driver": torch.version.cuda if device.startswith("cuda") else None,
+        "cuda": torch.version.cuda if device.startswith("cuda") else None,
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
         "attempt": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
     }

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from harness.config import digest
 from harness.data.sources import DataRoot, load_questions
 from harness.data.world import is_world
 from harness.data.world.facts import chance
@@ -76,7 +77,7 @@ class GoldPositionConfig:
                 split="validation",
                 limit=limit,
                 root=root.name,
-                revision=manifest.digest,
+                revision=_revision(rows, gold, manifest.digest),
                 settings=asdict(self),
             ),
             retrieval=RetrievalSpec(retriever=manifest.retriever, setting=manifest.setting, digest=manifest.digest),
@@ -121,6 +122,13 @@ def _gold(rows: list[Example], root: DataRoot) -> Mapping[str, Passage]:
         if golds:
             found[row.id] = golds[0]
     return found
+
+
+def _revision(rows: Iterable[Example], gold: Mapping[str, Passage], frozen: str) -> str:
+    """The digest of the rows; where they do not say which passage is gold, with what does."""
+    if any("gold" in row.meta for row in rows):
+        return frozen
+    return digest([frozen, {name: passage.id for name, passage in sorted(gold.items())}])
 
 
 def _placed(row: Example, gold: Passage, n: int, position: int, holds_answer: AnswerTest) -> Example | None:

@@ -57,8 +57,13 @@ class PasskeyConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.n, self.keys, self.digits) < 1:
-            raise InputError(f"expected at least 1 context, key and digit, got {self.n}, {self.keys} and {self.digits}")
+        if min(self.n, self.keys, self.digits, self.piece) < 1:
+            raise InputError(
+                f"expected at least 1 context, key, digit and token of a piece, got {self.n}, {self.keys}, "
+                f"{self.digits} and {self.piece}"
+            )
+        if self.keys > (most := 9 * 10 ** (self.digits - 1) // 5):
+            raise InputError(f"there are {most} test keys of {self.digits} digits, expected no more, got {self.keys}")
         if not self.depths or not all(0 <= depth <= 100 for depth in self.depths):
             raise InputError(f"expected depths from 0 to 100 percent, got {self.depths}")
         if len(set(self.depths)) < len(self.depths):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,17 +60,17 @@ def build(
     try:
         with gzip.open(path, "rt", encoding="utf-8") as file:
             rows = [json.loads(line) for line in file][:limit]
-    except (FileNotFoundError, EOFError, ValueError) as error:
-        raise InputError(f"{path} is missing or damaged; write the world again") from error
-    questions = tuple(
-        Example(
-            id=row["id"],
-            question=row["question"],
-            answers=tuple(row["answers"]),
-            passages=tuple(Passage(id=c["id"], title=c["title"], text=c["text"]) for c in row["ctxs"]),
+        questions = tuple(
+            Example(
+                id=row["id"],
+                question=row["question"],
+                answers=tuple(row["answers"]),
+                passages=tuple(Passage(id=c["id"], title=c["title"], text=c["text"]) for c in row["ctxs"]),
+            )
+            for row in rows
         )
-        for row in rows
-    )
+    except (FileNotFoundError, gzip.BadGzipFile, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is missing or damaged; write the world again") from error
     revision = file_digest(path)
     return SameRelationSuite(
         name=name,

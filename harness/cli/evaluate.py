@@ -79,7 +79,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, metavar="DIR", help="data root (default: REFRAG_DATA, else the Hub)")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N questions")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="questions per batch (8)")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--experiment", default="adhoc", metavar="NAME", help="the table that the record joins (adhoc)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs lie (runs)")
     parser.add_argument("--json", action="store_true", help="print the record as JSON")
@@ -123,7 +122,6 @@ def run(args: argparse.Namespace) -> int:
         chunk_cache=args.chunk_cache,
         dtype=args.dtype,
         device=args.device,
-        seed=args.seed,
         experiment=args.experiment,
         runs=args.runs,
     )

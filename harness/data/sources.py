@@ -211,6 +211,8 @@ def _examples(questions: QuestionSet, rows: Iterable[Mapping[str, Any]]) -> list
             name, answers, meta = questions.read(row)
         except InputError as error:
             raise InputError(f"{questions.hub_id}, row {number}: {error}") from error
+        except (AttributeError, KeyError, TypeError) as error:
+            raise InputError(f"{questions.hub_id}, row {number} is malformed: {error}") from error
         if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
             raise InputError(
                 f"{questions.hub_id}, row {number} ({name}): expected a list of at least one answer, got {answers!r}"

@@ -31,6 +31,8 @@ class Prompting:
         self.start = [*self.template.start_ids(self.tokenizer), *shown]
         self.stop_ids = self.template.stop_ids(self.tokenizer)
         pad = self.tokenizer.pad_token_id
+        if pad is None and not self.stop_ids:
+            raise InputError("expected a tokenizer with a padding token or one that ends a text, got neither")
         self.pad_id: int = self.stop_ids[0] if pad is None else pad
 
     def check(self, questions: Sequence[str], max_new_tokens: int) -> None:

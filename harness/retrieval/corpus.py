@@ -68,12 +68,17 @@ def corpus_files(path: Path) -> list[Path]:
     return [path]
 
 
-def read_corpus(path: Path, cut: Callable[[Iterable[Passage]], Iterable[Passage]] | None = None) -> Corpus:
+def read_corpus(
+    path: Path, cut: Callable[[Iterable[Passage]], Iterable[Passage]] | None = None, *, blank: bool = False
+) -> Corpus:
     """The corpus at ``path`` (a file or a folder of files), each row passed through ``cut`` if it is given.
 
-    Raises ``InputError`` naming the file and line of a row without text or of broken JSON or quoting, or a repeated id.
+    A row without an id is named by its place, in a folder of several files with its file's name before it. ``blank``
+    allows passages of white space alone, which cutting a document may leave. Raises ``InputError`` naming the file and
+    line of a row without text or of broken JSON or quoting, or a repeated id.
     """
-    rows = (row for file in corpus_files(path) for row in _rows(file))
+    files = corpus_files(path)
+    rows = (row for file in files for row in _rows(file, f"{file.name}:" if len(files) > 1 else "", blank))
     return Corpus.of(rows if cut is None else cut(rows))
 
 
@@ -85,26 +90,26 @@ def write_corpus(corpus: Corpus, path: Path) -> None:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _rows(path: Path) -> Iterator[Passage]:
+def _rows(path: Path, prefix: str, blank: bool) -> Iterator[Passage]:
     try:
-        yield from _passages(path)
+        yield from _passages(path, prefix, blank)
     except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"cannot read a corpus from {path}: {error}") from error
 
 
-def _passages(path: Path) -> Iterator[Passage]:
+def _passages(path: Path, prefix: str, blank: bool) -> Iterator[Passage]:
     with _open(path) as file:
         records = _tsv(file, path) if ".tsv" in path.suffixes else _jsonl(file, path)
         for number, record in enumerate(records, start=1):
             text = record.get("text")
-            if not isinstance(text, str) or not text.strip():
+            if not isinstance(text, str) or not (text.strip() or (blank and text)):
                 raise InputError(
                     f"{path.name}, row {number}: expected a text, got {text!r}; columns: {', '.join(map(str, record))}"
                 )
             # Documents of a language-model corpus have no id: the place in the file is one.
             name = record.get("id")
             passage = Passage(
-                id=str(number) if name is None else str(name), title=str(record.get("title") or ""), text=text
+                id=f"{prefix}{number}" if name is None else str(name), title=str(record.get("title") or ""), text=text
             )
             try:
                 f"{passage.id}{passage.title}{passage.text}".encode()

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.config import digest
+from harness.config import digest, file_digest
 from harness.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,7 +32,9 @@ BGE_SMALL = "BAAI/bge-small-en-v1.5"
 BGE_QUERY_PREFIX = "Represent this sentence for searching relevant passages: "
 
 WEIGHTS = "model.safetensors"
-MODEL_FILES = ("config.json", WEIGHTS, "tokenizer*", "vocab*", "special_tokens_map.json")
+BESIDE = ("config.json", "tokenizer*", "vocab*", "special_tokens_map.json")
+MODEL_FILES = (WEIGHTS, *BESIDE)
+MODULES = ("Transformer", "Pooling", "Normalize")  # of a sentence-transformers folder
 BATCH_TOKENS = {"cpu": 4096, "cuda": 131_072}
 
 
@@ -49,10 +51,11 @@ class EncoderConfig:
     query_prefix: str = ""
 
     def identity(self) -> dict[str, Any]:
-        """What moves a vector: every field but ``choice`` and ``folder``."""
+        """What moves a vector: every field but ``choice`` and ``folder``, and what is read beside the weights."""
         return {
             "name": self.name,
             "weights_sha256": self.weights_sha256,
+            "files": {file.name: file_digest(file) for file in _read_beside(self.folder)},
             "pooling": self.pooling,
             "max_tokens": self.max_tokens,
             "query_prefix": self.query_prefix,
@@ -131,6 +134,12 @@ def _sentence_transformer(folder: Path) -> EncoderConfig:
         raise InputError(f"{folder}: expected max_seq_length in sentence_bert_config.json, got {max_tokens!r}")
     prompts_file = folder / "config_sentence_transformers.json"
     prompts = _json(prompts_file).get("prompts", {}) if prompts_file.exists() else {}
+    if unknown := [name for name in ("passage", "document") if prompts.get(name)]:
+        raise InputError(f"{folder}: passages with a prompt ({', '.join(unknown)}) are not supported")
+    modules = json.loads((folder / "modules.json").read_text("utf-8")) if (folder / "modules.json").exists() else []
+    kinds = [str(module.get("type")).rpartition(".")[2] for module in modules]
+    if others := [kind for kind in kinds if kind not in MODULES]:
+        raise InputError(f"{folder}: expected modules {', '.join(MODULES)} in modules.json, got {', '.join(others)}")
     return EncoderConfig(
         choice=str(folder),
         name=folder.name,
@@ -164,6 +173,11 @@ def _json(path: Path) -> dict[str, Any]:
     return value
 
 
+def _read_beside(folder: Path) -> list[Path]:
+    """What is read beside the weights: the shape, and how text becomes tokens."""
+    return sorted({file for pattern in BESIDE for file in folder.glob(pattern)})
+
+
 def _sha256(path: Path) -> str:
     if not path.is_file():
         raise InputError(f"expected the encoder's weights at {path}, found no such file")
@@ -193,6 +207,8 @@ class Encoder:
                 use_safetensors=True,
                 trust_remote_code=False,
             )
+        except (TypeError, OSError, ValueError) as error:
+            raise InputError(f"{config.name}: expected an encoder of BERT's kind, cannot load it: {error}") from error
         finally:
             logging.set_verbosity(verbosity)
             logging.enable_progress_bar()

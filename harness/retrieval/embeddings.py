@@ -48,18 +48,25 @@ def _encode(corpus: Corpus, encoder: EncoderConfig, path: Path) -> None:
     model = encoder.build()
     n, partial = len(corpus.passages), path.with_name(path.name + ".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with partial.open("r+b" if partial.exists() else "w+b") as file, bar(f"encoding with {encoder.name}") as show:
+    # Opened without truncation: what another process has written stays until the lock says whose it is.
+    with (
+        os.fdopen(os.open(partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file,
+        bar(f"encoding with {encoder.name}") as show,
+    ):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(f"{path.name} is being encoded by another process; wait for it") from error
+        if path.exists():  # another process ended between our look and the lock
+            partial.unlink(missing_ok=True)
+            return
         for start in range(_resume(file, n, model.dimensions), n, BLOCK):
             texts = [passage_text(passage) for passage in corpus.passages[start : start + BLOCK]]
             file.write(model.encode(texts).tobytes())
             show(min(start + BLOCK, n), n)
             file.flush()
             os.fsync(file.fileno())
-    partial.replace(path)
+        partial.replace(path)
 
 
 def _resume(file: BinaryIO, n: int, dimensions: int) -> int:

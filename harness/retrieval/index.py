@@ -120,7 +120,7 @@ def damaged(folder: Path, reason: str) -> InputError:
 
 def load_index(config: IndexConfig, folder: Path, manifest: Mapping[str, Any]) -> Index:
     """The index in ``folder``. Raises ``InputError`` when its passages or ``config`` are not those it was made of."""
-    corpus = read_corpus(folder / PASSAGES)
+    corpus = read_corpus(folder / PASSAGES, blank=True)
     identity = _identity(config, corpus)
     changed = [part for part, value in identity.items() if manifest.get(part) != value]
     if changed:

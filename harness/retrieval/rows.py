@@ -101,14 +101,15 @@ def _example(row: Any, path: Path, number: int) -> Example:
         raise InputError(
             f"{path}, row {number}: expected question, answers and ctxs with text, missing or malformed: {error}"
         ) from error
-    name = str(row.get("id", question_id(question)))
+    name = question_id(question) if row.get("id") is None else str(row["id"])
     return Example(id=name, question=question, answers=answers, passages=passages, meta=meta)
 
 
 def _passage(ctx: Mapping[str, Any]) -> Passage:
     """A passage of a row; FiD's have no id, so their text gives one."""
     text, title = _text(ctx["text"]), _text(ctx.get("title") or "")
-    return Passage(id=str(ctx["id"]) if "id" in ctx else digest([title, text]), title=title, text=text)
+    name = digest([title, text]) if ctx.get("id") is None else str(ctx["id"])
+    return Passage(id=name, title=title, text=text)
 
 
 def _text(value: Any) -> str:

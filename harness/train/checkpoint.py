@@ -79,10 +79,9 @@ def save(
 
 def _write_whole(folder: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
     save_model(model, str(folder / "model.safetensors"))
-    torch.save(
-        {"optimizers": [optimizer.state_dict() for optimizer in optimizers], "rng": torch.get_rng_state()},
-        folder / "optimizer.pt",
-    )
+    states = [optimizer.state_dict() for optimizer in optimizers]
+    cuda = {"cuda_rng": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
+    torch.save({"optimizers": states, "rng": torch.get_rng_state(), **cuda}, folder / "optimizer.pt")
 
 
 def steps(folder: Path) -> list[Path]:
@@ -115,7 +114,16 @@ def restore(
                 _read_whole(newest, model, optimizers)
     except InputError:
         raise
-    except (ValueError, TypeError, KeyError, RuntimeError, SafetensorError, UnpicklingError) as error:
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        TypeError,
+        KeyError,
+        RuntimeError,
+        SafetensorError,
+        UnpicklingError,
+    ) as error:
         raise InputError(f"checkpoint {newest} is damaged or does not fit the model; delete it to go on") from error
     if stage != stage_digest:
         raise InputError(f"{newest} belongs to another stage or recipe; expected {stage_digest}, got {stage}")
@@ -128,3 +136,5 @@ def _read_whole(folder: Path, model: nn.Module, optimizers: list[torch.optim.Opt
     for optimizer, optimizer_state in zip(optimizers, saved["optimizers"], strict=True):
         optimizer.load_state_dict(optimizer_state)
     torch.set_rng_state(saved["rng"])
+    if "cuda_rng" in saved and torch.cuda.is_available():
+        torch.cuda.set_rng_state(saved["cuda_rng"])

@@ -33,7 +33,7 @@ def write(folder: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer
     tensors = _of_model(model)
     for name, parameter, optimizer in _trained(model, optimizers):
         tensors |= {f"optimizer.{name}.{key}": value for key, value in optimizer.state.get(parameter, {}).items()}
-    tensors[f"random.{rank()}"] = torch.get_rng_state()
+    tensors |= _random_states()
     try:
         save(tensors, checkpoint_id=folder)
     except CheckpointException as error:
@@ -55,16 +55,25 @@ def read(folder: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]
                 tensors |= {f"optimizer.{name}.{key}": value for key, value in state.items()}
         writers = sum(name.startswith("random.") for name in there)
         if writers == world():
-            random = tensors[f"random.{rank()}"] = torch.get_rng_state()
+            random = {name: state for name, state in _random_states().items() if name in there}
+            tensors |= random
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process reads: it is meant
             load(tensors, storage_reader=Parts(folder))
         if writers == world():
-            torch.set_rng_state(random)
+            torch.set_rng_state(random[f"random.{rank()}"])
+            if (cuda := random.get(f"random_cuda.{rank()}")) is not None:
+                torch.cuda.set_rng_state(cuda)
     except InputError:
         raise
     except (CheckpointException, OSError, RuntimeError, ValueError, KeyError) as error:
         raise InputError(f"checkpoint {folder} is damaged or does not fit the model; delete it to go on") from error
+
+
+def _random_states() -> dict[str, Tensor]:
+    """Of this process and, where there is one, of its GPU, on which dropout draws."""
+    cuda = {f"random_cuda.{rank()}": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
+    return {f"random.{rank()}": torch.get_rng_state(), **cuda}
 
 
 def _of_model(model: nn.Module) -> dict[str, Tensor]:

@@ -69,7 +69,6 @@ class EvaluateJob:
     limit: int | None = None
     max_new_tokens: int = 8
     batch_size: int = 8
-    seed: int = 0
     device: str = "cpu"
     dtype: str = "float32"
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -135,7 +134,7 @@ class EvaluateJob:
             decode=DecodeSpec(
                 max_new_tokens=self.max_new_tokens, batch_size=self.batch_size, device=self.device, dtype=self.dtype
             ),
-            seed=self.seed,
+            seed=0,  # what is drawn in answering is drawn by settings of the system
             prompt_version=PROMPT_VERSION,
             metric_version=METRIC_VERSION,
         )

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from lm_eval.api.model import LM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from harness.data.text_practice import PASSAGE
 from harness.errors import InputError, unknown
 from harness.model.chunking import split
 from harness.prompts import text_ids
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
     from harness.model.load import Decoder
 
-PASSAGE = 64  # tokens, as in suites/perplexity.py
 KNOWN = ("until", "max_gen_toks", "do_sample", "temperature")  # of generation_kwargs
 
 

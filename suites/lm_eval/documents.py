@@ -61,4 +61,4 @@ def text(document: Mapping[str, Any]) -> str:
     Our systems do not read it: they take passages and question from the document (``suites.lm_eval.answering``).
     """
     before = "".join(TEXT.passage.format(title=p.title, text=p.text) for p in passages(document))
-    return before + TEXT.question.format(question=document["question"].strip().rstrip("?").rstrip())
+    return before + TEXT.question_text(document["question"])

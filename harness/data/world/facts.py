@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import random
 import re
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from harness.data.world.lexicon import Relation, lexicon
@@ -46,6 +48,14 @@ class Biography:
 def is_test(person: Person) -> bool:
     """Whether a name pair is reserved for testing (one in five, spread over all first and last names)."""
     return (person[0] + 2 * person[1]) % TEST_FOLD == 0
+
+
+@lru_cache
+def count_people(split: Split) -> int:
+    """How many people the split has."""
+    words = lexicon()
+    pairs = itertools.product(range(len(words.first_names)), range(len(words.last_names)))
+    return sum(is_test(pair) == (split == "test") for pair in pairs)
 
 
 def draw_person(rng: random.Random, split: Split) -> Person:

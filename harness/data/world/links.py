@@ -19,6 +19,7 @@ from harness.data.world.facts import (
     Biography,
     Person,
     Split,
+    count_people,
     draw_biography,
     draw_person,
     draw_relations,
@@ -90,6 +91,8 @@ def draw_chain(rng: random.Random, ruler: Ruler, split: Split, *, distance: int,
 
 
 def _people(rng: random.Random, n: int, split: Split) -> list[Person]:
+    if n > (there := count_people(split)):
+        raise InputError(f"the world has {there} people of the {split} split; a distance that needs {n} is too long")
     people: dict[Person, None] = {}
     while len(people) < n:
         people[draw_person(rng, split)] = None
