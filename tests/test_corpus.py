@@ -13,8 +13,11 @@ from hypothesis import strategies as st
 
 from harness.errors import InputError
 from harness.protocol import Passage
+from harness.retrieval.bm25 import BM25Config
 from harness.retrieval.corpus import Corpus, passage_text, read_corpus, write_corpus
 from harness.retrieval.cut import Spans, cut_documents
+from harness.retrieval.index import ensure_index
+from harness.retrieval.retrievers import open_index
 
 PASSAGES = [
     Passage(id="1", title="Ann", text='She said "no"\tand left.'),
@@ -132,3 +135,23 @@ def test_a_corpus_of_documents_is_read_as_their_passages(tmp_path: Path) -> None
 def test_a_length_that_is_none_is_refused() -> None:
     with pytest.raises(InputError, match="at least 1 token, got 0"):
         list(cut_documents(PASSAGES, 0, tokenize=words))
+
+
+def test_rows_without_ids_of_several_files_are_told_apart(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text(json.dumps({"text": f"of {name}"}) + "\n")
+    assert [passage.id for passage in read_corpus(tmp_path).passages] == ["a.jsonl:1", "b.jsonl:1"]
+    assert [passage.id for passage in read_corpus(tmp_path / "a.jsonl").passages] == ["1"]
+
+
+def test_an_index_of_documents_that_leave_a_blank_passage_is_opened(tmp_path: Path) -> None:
+    def lines(text: str) -> Spans:
+        return [match.span() for match in re.finditer(r"\S+|\n", text)]
+
+    (tmp_path / "books.jsonl").write_text(json.dumps({"text": "a b c d\n"}) + "\n")
+    corpus = read_corpus(tmp_path / "books.jsonl", lambda documents: cut_documents(documents, 4, tokenize=lines))
+    assert corpus.passages[-1].text == "\n"
+    for new in (True, False):
+        index = ensure_index(BM25Config(), corpus, tmp_path / "work")
+        assert (index.corpus.digest, index.new) == (corpus.digest, new)
+    assert len(open_index(index.folder).search(["a"], len(corpus.passages))[0]) == len(corpus.passages)

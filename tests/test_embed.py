@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,7 +69,10 @@ def test_other_weights_than_the_pinned_ones_are_refused(folders: dict[str, Path]
 
 def test_the_identity_is_of_the_encoder_not_of_where_it_lies(folders: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "mean").symlink_to(folders["mean"])
-    here, there = embed.encoder(str(folders["mean"])), replace(embed.encoder(str(folders["mean"])), folder=tmp_path)
+    here, there = (
+        embed.encoder(str(folders["mean"])),
+        replace(embed.encoder(str(folders["mean"])), folder=tmp_path / "mean"),
+    )
     assert here.digest() == there.digest()
     assert replace(here, query_prefix="").digest() != here.digest()
     assert replace(here, pooling="cls").digest() != here.digest()
@@ -156,3 +162,55 @@ def test_damaged_vectors_are_said(folders: dict[str, Path], tmp_path: Path) -> N
         path.write_bytes(whole[:size])
         with pytest.raises(InputError, match="npy is damaged; delete it and index again"):
             embeddings.corpus_vectors(corpus, encoder, tmp_path)
+
+
+def test_another_tokenizer_with_the_same_weights_is_another_encoder(folders: dict[str, Path], tmp_path: Path) -> None:
+    copy = shutil.copytree(folders["mean"], tmp_path / "mean")
+    config = embed.encoder(str(copy))
+    before = config.digest()
+    assert before == embed.encoder(str(folders["mean"])).digest()
+    for name in ("tokenizer.json", "config.json"):
+        (copy / name).write_text((copy / name).read_text() + "\n")
+        assert (after := config.digest()) != before
+        before = after
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("modules.json", [{"type": "sentence_transformers.models.Dense"}], "got Dense"),
+        ("config_sentence_transformers.json", {"prompts": {"query": "q: ", "passage": "p: "}}, r"prompt \(passage\)"),
+    ],
+)
+def test_what_a_folder_asks_for_and_is_not_done_is_refused(
+    folders: dict[str, Path], tmp_path: Path, file: str, content: object, message: str
+) -> None:
+    copy = shutil.copytree(folders["mean"], tmp_path / "mean")
+    (copy / file).write_text(json.dumps(content))
+    with pytest.raises(InputError, match=message):
+        embed.encoder(str(copy))
+
+
+def test_an_encoder_of_another_kind_is_refused_in_one_line(folders: dict[str, Path], tmp_path: Path) -> None:
+    copy = shutil.copytree(folders["mean"], tmp_path / "mean")
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "model_type": "distilbert", "architectures": None}))
+    with pytest.raises(InputError, match="expected an encoder of BERT's kind"):
+        embed.encoder(str(copy)).build()
+
+
+def test_vectors_that_another_process_finished_are_left_alone(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = Corpus.of([Passage(id="1", title="", text="cats")])
+    encoder, path = embed.encoder(str(folders["mean"])), tmp_path / "vectors.npy"
+    lock = fcntl.flock
+
+    def late(file: object, flags: int) -> None:
+        lock(file, flags)  # type: ignore[arg-type]
+        path.write_bytes(b"theirs")
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    embeddings._encode(corpus, encoder, path)
+    assert path.read_bytes() == b"theirs"
+    assert [file.name for file in tmp_path.iterdir()] == ["vectors.npy"]

@@ -301,3 +301,17 @@ def test_the_nq_lists_of_the_data_pack_are_found_by_our_ids(tmp_path: Path, monk
     gold = read_gold("nq", DataRoot.open(shared_path("data")), examples)
     assert gold is not None
     assert (len(gold.passages), gold.unmatched) == (363, 825 - 363)
+
+
+def test_an_empty_answer_stands_in_no_passage() -> None:
+    assert AnswerTest()(PASSAGES[:2], ("", " ")) == [False, False]
+    assert AnswerTest()(PASSAGES[:2], ("", "tea")) == [True, False]
+
+
+def test_ids_that_are_null_are_none(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    contexts = [{"id": None, "title": "", "text": text} for text in ("one", "two")]
+    path.write_text(json.dumps({"id": None, "question": "who", "answers": ["x"], "ctxs": contexts}) + "\n")
+    (row,) = read_rows(path)
+    assert row.id == question_id("who")
+    assert len({passage.id for passage in row.passages} - {"None"}) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,18 @@ def test_a_malformed_gold_passage_is_named_in_one_line(tmp_path: Path, gold: Any
     file = written(tmp_path / "rows.jsonl", row(0, ["Bob lost."]), row(1, ["Bob lost."], gold_ctx=gold))
     with pytest.raises(InputError, match=r"^.*rows\.jsonl, row 2: expected question, answers and ctxs.*$"):
         built(file, 1, 1)
+
+
+def test_another_gold_passage_is_another_run(world_root: Path, frozen: Path, tmp_path: Path) -> None:
+    root = tmp_path / world_root.name
+    shutil.copytree(world_root, root)
+    before = built(frozen, 1, 2, root=DataRoot.open(root)).spec
+    assert before == built(frozen, 1, 2, root=DataRoot.open(world_root)).spec
+    qrels = root / "qrels" / "nq.gold.tsv"
+    lines = qrels.read_text().splitlines()
+    assert len(lines) > 2
+    qrels.write_text("\n".join(lines[:-1]) + "\n")
+    assert built(frozen, 1, 2, root=DataRoot.open(root)).spec != before
 
 
 @pytest.fixture(scope="module")

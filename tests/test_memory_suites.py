@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from pathlib import Path
@@ -14,9 +15,9 @@ from harness import prompts
 from harness.config import digest
 from harness.data import passkey
 from harness.data.haystack import Hidden, Ruler, Words, check_lengths, filled
-from harness.data.world.facts import is_test, values_stated
+from harness.data.world.facts import count_people, is_test, values_stated
 from harness.data.world.lexicon import lexicon
-from harness.data.world.links import draw_chain
+from harness.data.world.links import _people, draw_chain
 from harness.data.world.memory_practice import PRACTICE, Following, KeyFinding, Spelling
 from harness.data.world.tokenizer import build_tokenizer
 from harness.errors import InputError
@@ -272,3 +273,16 @@ def test_settings_that_do_not_fit_are_refused(
     )
     with pytest.raises(InputError, match=said):
         EvaluateJob(**settings | changes).open()
+
+
+def test_settings_that_no_draw_could_fill_are_refused() -> None:
+    with pytest.raises(InputError, match="token of a piece, got 50, 1, 5 and 0"):
+        PasskeyConfig(length=64, piece=0)
+    with pytest.raises(InputError, match="there are 1 test keys of 1 digits"):
+        PasskeyConfig(length=64, digits=1, keys=2)
+    assert PasskeyConfig(length=64, digits=2, keys=18).keys == 18
+    there = count_people("test")
+    names = itertools.product(range(len(lexicon().first_names)), range(len(lexicon().last_names)))
+    assert there == sum(map(is_test, names))
+    with pytest.raises(InputError, match=f"{there} people of the test split"):
+        _people(random.Random(0), there + 1, "test")

@@ -183,3 +183,11 @@ def test_the_limit_of_history_is_part_of_a_runs_identity(
     record = cell(history=2).run()
     assert (record.metrics["em"]["n"], record.metrics["em@2"]["n"], record.metrics["em@4"]["n"]) == (4, 3, 1)
     assert "em@6" not in record.metrics
+
+
+def test_an_answer_that_is_empty_is_not_found_in_every_text(tmp_path: Path) -> None:
+    suite = built(mirror(tmp_path, [turn(1, "who", [], ""), turn(2, "who else", [], "Ada")]))
+    empty, other = suite.examples()
+    assert not {"sub_em", "acc_popqa", "match_selfrag", "has_answer_dpr"} & suite.score(empty, "anything").keys()
+    assert suite.score(empty, "anything")["em"] == 0.0
+    assert suite.score(other, "it is Ada")["sub_em"] == 1.0

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 KEPT = 2
+# What the libraries raise of a file that is gone, cut off or of another model.
+DAMAGE = (OSError, EOFError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError, UnpicklingError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,16 +116,7 @@ def restore(
                 _read_whole(newest, model, optimizers)
     except InputError:
         raise
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        TypeError,
-        KeyError,
-        RuntimeError,
-        SafetensorError,
-        UnpicklingError,
-    ) as error:
+    except DAMAGE as error:
         raise InputError(f"checkpoint {newest} is damaged or does not fit the model; delete it to go on") from error
     if stage != stage_digest:
         raise InputError(f"{newest} belongs to another stage or recipe; expected {stage_digest}, got {stage}")
