@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from results.pages import page
 
-TEMPLATE = "inspection.html.jinja"
+TEMPLATE = Path(__file__).parent / "inspection.html.jinja"
 
 # What a selector's scores are, for the legend.
 SCORES: Mapping[str, str] = {
@@ -86,12 +86,4 @@ class Inspection:
 
 def to_html(inspection: Inspection) -> str:
     """The page."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template(TEMPLATE).render(it=inspection)
+    return page(TEMPLATE, it=inspection)

@@ -39,7 +39,7 @@ def test_the_list_shows_source_verdict_flag_and_counts(capsys: pytest.CaptureFix
     out = capsys.readouterr().out
     (line,) = (line for line in out.splitlines() if " 8.6 " in line)
     assert "seed-claim, Table 2" in line
-    assert "not measured; not in the paper" in line
+    assert "not comparable; not in the paper" in line
     assert "cannot be: 8.6 GB" in line
     counts = [" ".join(line.split()) for line in out.splitlines()]
     assert "3 entries" in counts

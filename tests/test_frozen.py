@@ -312,6 +312,6 @@ def test_ids_that_are_null_are_none(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     contexts = [{"id": None, "title": "", "text": text} for text in ("one", "two")]
     path.write_text(json.dumps({"id": None, "question": "who", "answers": ["x"], "ctxs": contexts}) + "\n")
-    (row,) = read_rows(path)
+    ((row,), _) = read_rows(path)
     assert row.id == question_id("who")
     assert len({passage.id for passage in row.passages} - {"None"}) == 2

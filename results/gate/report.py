@@ -15,8 +15,9 @@ from results.gate.answers import AnswerVerdict, Flip
 from results.gate.times import FIGURES, Seconds, TimeVerdict
 from results.gate.verdicts import EXIT_CODES, NEW, NOT_JUDGED, PASS, REGRESSION, worst
 from results.grids import Grid
+from results.pages import page
 
-TEMPLATE = "gate.html.jinja"
+TEMPLATE = Path(__file__).parent / "gate.html.jinja"
 FLIPS_SHOWN = 10  # of a cell, in the text; the others are in the JSON and on the page
 
 
@@ -109,17 +110,7 @@ class Report:
         return "\n".join(parts).rstrip() + "\n"
 
     def html(self) -> str:
-        from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-        environment = Environment(
-            loader=FileSystemLoader(Path(__file__).parent),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-            keep_trailing_newline=True,
-        )
-        return environment.get_template(TEMPLATE).render(it=self)
+        return page(TEMPLATE, it=self)
 
     def grids(self) -> Iterator[Grid]:
         if self.answers:

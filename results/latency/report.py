@@ -203,7 +203,7 @@ def _cells(line: Line) -> tuple[str, ...]:
         line.label,
         line.boundary,
         _or(line.decoder_positions, lambda n: f"{n:,}"),
-        line.error or _or(line.ttft_s, _milliseconds),
+        line.error or _or(line.ttft_s, lambda spread: _milliseconds(spread, line.n)),
         str(line.n),
         _speedup(line) + (" ~" if _is_noise(line) else ""),
         _or(line.paper, lambda x: f"{x:.2f}"),
@@ -223,9 +223,10 @@ def _is_noise(line: Line) -> bool:
     return line.speedup is not None and abs(line.speedup.mean - 1) <= line.noise
 
 
-def _milliseconds(spread: tuple[float, float, float]) -> str:
+def _milliseconds(spread: tuple[float, float, float], n: int | None = None) -> str:
+    """Median and, but of one value, p10 and p90; ``n`` None is of many."""
     low, median, high = (1e3 * value for value in spread)
-    return f"{median:,.1f}" + (f" [{low:,.1f}, {high:,.1f}]" if low < high else "")  # one value has no spread
+    return f"{median:,.1f}" + (f" [{low:,.1f}, {high:,.1f}]" if n != 1 else "")
 
 
 def _speedup(line: Line) -> str:

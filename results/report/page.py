@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from harness.errors import InputError
@@ -31,6 +30,7 @@ from results.ledger import claims
 from results.ledger.entries import SOURCE_CLASSES, read_ledger
 from results.ledger.measured import read_measured
 from results.ledger.verdicts import VERDICTS, Verdict, judge
+from results.pages import page
 from results.records import Record, read_records
 from results.replication import configurations
 from results.replication import draw as replication
@@ -42,8 +42,8 @@ from results.report.tables import PageTable, of_accuracy, of_comparison, of_cost
 
 # What a reader comes for stands first, the others after it by name.
 MAIN = ("tiny-systems", "tiny", "tiny-selection", "expansion")
-TEMPLATE, SCRIPT = "report.html.jinja", "report.js"
-HERE = Path(__file__).parent
+TEMPLATE = Path(__file__).parent / "report.html.jinja"
+SCRIPT = TEMPLATE.with_name("report.js")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,20 +130,9 @@ def gather(folders: Sequence[Path], home: Path) -> Report:
 
 def to_html(report: Report) -> str:
     """The page."""
-    environment = Environment(
-        loader=FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
-    script = (HERE / SCRIPT).read_text(encoding="utf-8")
+    script = SCRIPT.read_text(encoding="utf-8")
     allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template(TEMPLATE).render(
-        it=report, data=as_json(report.panels), script=Markup(script), allowed=allowed
-    )
+    return page(TEMPLATE, it=report, data=as_json(report.panels), script=Markup(script), allowed=allowed)
 
 
 def _accepted(home: Path) -> list[Record]:
