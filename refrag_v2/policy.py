@@ -12,8 +12,8 @@ Left open by the paper and decided here:
   the decoder.
 - The logit is a bilinear match of the chunk with the question (both as the transformer leaves them) plus a linear
   term; inputs are normalised, width and heads are config.
-- Reward: by how much the log-likelihood of the true next tokens (the answer) rises against nothing expanded. The
-  difference to minus log-perplexity is constant within a group, so the advantage is the paper's.
+- Reward: the mean log-likelihood of the true next tokens (the answer) under the mixed input, which is minus their
+  log-perplexity.
 
 Legend: B contexts, L chunks, Q question tokens, T picks, G sampled sequences, E decoder width, W policy width.
 """

@@ -30,8 +30,8 @@ from typing import Any, get_type_hints
 from harness.errors import InputError, unknown
 from slurm import local_cluster
 
-_SECRET = re.compile(r"SECRET|PASSW|CREDENTIAL|(^|_)(TOKEN|KEY)S?($|_)", re.IGNORECASE)
-_URI_WITH_USER = re.compile(r"://[^/]*@")
+_SECRET = re.compile(r"SECRET|PASSW|PASSPHRASE|CREDENTIAL|API_?KEY|(^|_)(TOKEN|KEY)S?($|_)", re.IGNORECASE)
+_URI_WITH_SECRET = re.compile(r"://[^/]*@|[?&][^=&]*(key|token|passw|secret)[^=&]*=", re.IGNORECASE)
 SITE_FILE = "~/.config/refrag-bench/site.toml"
 
 
@@ -128,7 +128,7 @@ def find_profile(name: str) -> Profile:
 
 def is_secret(name: str, value: str) -> bool:
     """Whether a variable is not to be written down: by its name, or a URI with a user and password in it."""
-    return bool(_SECRET.search(name) or _URI_WITH_USER.search(value))
+    return bool(_SECRET.search(name) or _URI_WITH_SECRET.search(value))
 
 
 def gpus_here(profile: LocalProfile) -> int:

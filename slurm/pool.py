@@ -53,12 +53,20 @@ def _run(sweep: Sweep, profile: LocalProfile, tick: Callable[[], None]) -> None:
     )
     log = log_folder(sweep)
     try:
+        _check_room(sweep, members, places)
         for _, phase in groupby(members, key=lambda member: member.phase):
             if not _run_phase(sweep, list(phase), places, log, tick):
                 return
     finally:
         _end(sweep, [int(one.slurm_id) for one in places.running.values()])
         (sweep.folder / DRIVER).unlink(missing_ok=True)
+
+
+def _check_room(sweep: Sweep, members: Sequence[Member], places: Places) -> None:
+    """Raise ``InputError`` for a job that would wait for ever: it asks for more GPUs than there are now."""
+    asked = max((member.shape.gpus for member in members if not sweep.done(member)), default=0)
+    if asked > places.gpus:
+        raise InputError(f"a job asks for {asked} GPUs; this machine has {places.gpus} for the sweep")
 
 
 @dataclass

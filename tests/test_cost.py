@@ -397,3 +397,14 @@ def test_a_wide_pair_of_the_same_system_is_said_to_be_noise(tmp_path: Path, widt
     raced(tmp_path, "3", system(8), 2.0, notes=[note])
     scored(tmp_path, "d", system(8))
     assert ("NOISY: the A/A pair spans" in to_grid(table_of(tmp_path), tmp_path).markdown()) == noisy
+
+
+def test_a_race_is_of_its_device(tmp_path: Path) -> None:
+    on_gpu = {"max_new_tokens": 1, "batch_size": 1, "device": "cuda", "dtype": "float32"}
+    scored(tmp_path, "a", system())
+    raced(tmp_path, "b", system(), 1.0)
+    raced(tmp_path, "c", system(), 8.0, **{"spec.decode": on_gpu})
+    table = build_cost_table(read_records([tmp_path]), "tiny")
+    assert table is not None
+    (line,) = table.lines
+    assert line.race is not None and line.race.metrics["ttft_speedup"].mean == 1.0

@@ -124,3 +124,31 @@ def test_where_there_is_nothing_to_show(root: Path, capsys: pytest.CaptureFixtur
     (root / "runs" / "gate" / "gates" / f"{commit}-{commit}-1" / "report.json").write_text("{")
     with pytest.raises(InputError, match="is no report of a gate, or damaged"):
         read(root / "runs", root / "no", suites="smoke", order=[commit])
+
+
+def test_a_report_takes_the_place_of_what_it_says_alone(tmp_path: Path) -> None:
+    """Where only times were asked for, or of a dirty tree, accepted scores stay; a new cell has one side."""
+    ratio = {"ratio": 2.0, "low": 1.9, "high": 2.1, "n": 240}
+    golden = {
+        "schema_version": 1,
+        "commit": "b",
+        "records": {"rag": {"metrics": {"em": {"mean": 0.5, "n": 200}}}},
+        "speeds": {"v2": {"ttft": ratio}},
+        "provenance": {"cpu": "a CPU", "device": "cpu"},
+    }
+    path = tmp_path / "records" / "gate" / "smoke" / "b.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(golden))
+    new = {"cell": "mine", "figure": "em", "n": 200, "base": None, "candidate": 0.25}
+    for name, changes in {
+        "times": {"answers": []},
+        "dirty": {"candidate": {"commit": "b", "dirty": True}},
+        "new": {"answers": [new], "times": None},
+    }.items():
+        runs = tmp_path / name
+        report(runs, "a", "b", (1.0, 0.5), 4.0, **changes)
+        history = read(runs, tmp_path / "records", suites="smoke", order=list("ab"))
+        at_b = {series.name: [p.value for p in points if p.commit == "b"] for series, points in history.series.items()}
+        assert at_b["rag: EM (n 200)"] == [0.5], name
+        assert at_b["v2: TTFT, cached, a CPU"] == pytest.approx([math.log(4.0 if name == "times" else 2.0)]), name
+        assert at_b.get("mine: EM (n 200)") == ([0.25] if name == "new" else None)

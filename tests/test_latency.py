@@ -214,6 +214,14 @@ def test_a_journal_of_other_settings_is_refused(tmp_path: Path, changes: dict[st
         job(tmp_path, lengths=(128,), **changes).run()
     with pytest.raises(InputError, match="measured for batch sizes 1;"):
         job(tmp_path, batches=(1, 2)).run()
+    with pytest.raises(InputError, match="searched for fewer than 16 passages"):
+        job(tmp_path, lengths=(16 * 128,)).run()
+
+
+def test_an_empty_journal_is_begun(tmp_path: Path) -> None:
+    (tmp_path / JOURNAL).touch()
+    header, rows = journal_of(job(tmp_path).run())
+    assert header["kind"] == "run" and rows
 
 
 def test_nothing_starts_after_the_time_is_over(tmp_path: Path) -> None:

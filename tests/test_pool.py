@@ -212,3 +212,11 @@ def test_a_process_is_the_sweeps_only_by_its_command(tmp_path: Path) -> None:
     finally:
         ours.communicate(b"\n")
     assert not pool.alive(ours.pid, sweep)
+
+
+def test_a_job_that_asks_for_more_gpus_than_there_are_does_not_wait_for_ever(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path, [Phase(title="one", jobs=[Tiny(name="a", folder=tmp_path)])], PROJECT)
+    members = [sweep_fakes.member(0)]
+    with pytest.raises(InputError, match="a job asks for 1 GPUs; this machine has 0"):
+        pool._check_room(sweep, members, pool.Places(slots=1, gpus=0, running={}))
+    pool._check_room(sweep, members, pool.Places(slots=1, gpus=1, running={}))

@@ -397,3 +397,10 @@ def test_a_log_perplexity_is_of_its_text_and_lengths(entries: list[Entry], measu
     assert (found.verdict, found.difference) == ("not comparable", None)
     assert found.closest in ours
     assert {"dataset: Arxiv / arxiv of textpack", "output: 512 / 256"} <= set(found.differing)
+
+
+def test_a_curve_whose_source_states_no_accuracy_is_open_by_its_last_digit_alone(entries: list[Entry]) -> None:
+    read = next(e for e in entries if e.source_class == "paper-figure" and "+/-" in e.source)
+    low, high = published(read)
+    bare_low, bare_high = published(replace(read, source="a figure"))
+    assert low < bare_low <= float(read.value) <= bare_high < high

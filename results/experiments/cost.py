@@ -160,7 +160,8 @@ def to_csv(table: CostTable) -> str:
     writer.writerow(CSV_HEAD)
     for line in table.lines:
         for suite, record in sorted(line.others.items()):
-            em = record.metrics["em"]
+            if (em := record.metrics.get("em")) is None:
+                continue
             key = [table.experiment, suite, table.passages, line.row.system, line.row.variant, "em"]
             writer.writerow([*key, em.mean, em.low, em.high, em.n, record.run_id])
         for name in SHARES:
@@ -224,4 +225,6 @@ def _context(record: Record) -> tuple[int, str]:
 
 
 def _system(record: Record) -> str:
-    return digest(record.spec["system"])
+    """A system on a device in a precision: whose score and whose race belong together."""
+    decode = record.spec["decode"]
+    return digest([record.spec["system"], decode["device"], decode["dtype"]])

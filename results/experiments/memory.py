@@ -174,12 +174,13 @@ def at_equal_positions(lines: Sequence[Line], experiment: str, folder: Path) -> 
 def by_distance(lines: Sequence[Line], experiment: str, steps: int, trained: int, folder: Path) -> Grid:
     """Exact match against the distance of what is looked up, with the chance line."""
     distances = sorted({distance for line in lines for distance in line.records})
-    chances = [next(line.records[d] for line in lines if d in line.records).metrics[CHANCE].mean for d in distances]
+    scored = [[line.records[d].metrics for line in lines if d in line.records] for d in distances]
+    chances = [next((metrics[CHANCE].mean for metrics in each if CHANCE in metrics), None) for each in scored]
     body = [[line.name, *(_score(line.records.get(d), folder) for d in distances)] for line in lines]
     return Grid(
         title=f"{experiment}: look-ups of {_steps(steps)}, exact match (%) by distance in tokens",
         head=["System", *(f"{distance:,}" for distance in distances)],
-        lines=[*body, ["Chance", *map(percent, chances)]],
+        lines=[*body, ["Chance", *("-" if chance is None else percent(chance) for chance in chances)]],
         notes=[
             _scored(lines),
             f"Trained at distances of up to {trained:,} tokens.",

@@ -114,6 +114,8 @@ def build(records: Sequence[Record], folders: Iterable[Path], *, experiment: str
 
 def to_grids(found: Perplexities, folder: Path) -> list[Grid]:
     """The tables, in the order in which they are to be read; links are relative to ``folder``."""
+    if not found.contexts:
+        raise InputError(f"experiment {found.experiment!r} has no record with a context yet; there is no table to draw")
     first, *longer = found.contexts
     grids = [_by_output(found, first, folder), _published("Table 1", "s = 2048")]
     if longer:

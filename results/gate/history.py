@@ -223,30 +223,34 @@ def _pooled(commit: str, gates: Sequence[tuple[float, float]]) -> Point:
 
 def _points(runs: Path, records: Path, suites: str) -> Iterator[tuple[str, Series, float, float]]:
     """Every commit, series, value and error that is on disk; dirty trees are no commits."""
-    accepted: set[str] = set()
+    told: set[tuple[str, Series]] = set()
     for path in sorted((runs / "gate" / "gates").glob("*/report.json")):
         document = _read(path)
         if document["suites"] != suites:
             continue
-        accepted.add(document["candidate"]["commit"])
         for verdict in document["answers"]:
-            if verdict["figure"] not in SCORES or verdict["base"] is None:
+            if verdict["figure"] not in SCORES:
                 continue
             series = _score_series(verdict["cell"], verdict["figure"], verdict["n"])
             for side in ("base", "candidate"):
-                if not document[side]["dirty"]:
+                if not document[side]["dirty"] and verdict[side] is not None:
                     yield document[side]["commit"], series, *_share(verdict[side], verdict["n"])
+                    if side == "candidate":
+                        told.add((document[side]["commit"], series))
         if document["times"] and not document["candidate"]["dirty"]:
-            yield from _speeds(document["candidate"]["commit"], document["times"]["speeds"], document["provenance"])
+            for point in _speeds(document["candidate"]["commit"], document["times"]["speeds"], document["provenance"]):
+                yield point
+                told.add(point[:2])
     for path in sorted((records / "gate" / suites).glob("*.json")):
         document = _read(path)
-        if document["commit"] in accepted:
-            continue  # its gate's report is here
-        for cell, record in document["records"].items():
-            for figure in SCORES.keys() & record["metrics"].keys():
-                metric = record["metrics"][figure]
-                yield document["commit"], _score_series(cell, figure, metric["n"]), *_share(metric["mean"], metric["n"])
-        yield from _speeds(document["commit"], document["speeds"], document["provenance"])
+        points = [
+            (document["commit"], _score_series(cell, figure, metric["n"]), *_share(metric["mean"], metric["n"]))
+            for cell, record in document["records"].items()
+            for figure, metric in record["metrics"].items()
+            if figure in SCORES
+        ]
+        points += _speeds(document["commit"], document["speeds"], document["provenance"])
+        yield from (point for point in points if point[:2] not in told)  # what a report here has said is not said twice
 
 
 def _speeds(

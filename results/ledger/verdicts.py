@@ -285,7 +285,9 @@ def _accuracy(entry: Entry) -> float:
     """The accuracy that ``entry.source`` states for its reading; 0 where it states none."""
     if entry.source_class != "paper-figure":
         return 0.0
-    first, *others = re.findall(r"\+/-([\d.]+)|, ([\d.]+) TTIT", entry.source)
+    if not (found := re.findall(r"\+/-([\d.]+)|, ([\d.]+) TTIT", entry.source)):
+        return 0.0
+    first, *others = found
     # Figures 2, 8 and 9: the first is of TTFT, the second of the other two curves.
     later = others[0][1] if others and entry.conditions.get("metric") in ("TTIT", "Throughput") else ""
     return float(later or first[0])

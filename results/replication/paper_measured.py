@@ -226,7 +226,8 @@ def _chosen(evidence: Evidence) -> dict[tuple[str, str], Own]:
     found = {}
     for run in evidence.runs("text_policy", "REFRAG_16, 1/16 by the policy"):
         suite, name = run.spec["suite"], next(key for key, own in SETS.items() if own == run.spec["suite"]["set"])
-        score = run.metrics[f"log_perplexity_{suite['output']}"]
+        if (score := run.metrics.get(f"log_perplexity_{suite['output']}")) is None:
+            continue
         found[f"REFRAG_16+RL s={TRAINED}", f"{name} P{TRAINED}"] = Own(
             text=f"{score.mean:.3f} [{score.low:.3f}, {score.high:.3f}]",
             how="measured",

@@ -96,7 +96,7 @@ class LatencyJob:
         decoder, tokenizer = self._decoder()
         lanes = build_lanes(self.shape, decoder)
         shape = roofline.LlamaShape.of(decoder.model.config)
-        if not there and not journal.exists():
+        if not there and not (journal.exists() and journal.stat().st_size):
             write_atomically(journal, json.dumps(self._header(lanes, decoder, device)) + "\n")
         with journal.open("a") as file:
             for done, load in enumerate(missing):
@@ -157,6 +157,9 @@ class LatencyJob:
             raise InputError(
                 f"{journal} was measured for batch sizes {', '.join(map(str, sorted(known)))}; choose another --out"
             )
+        best = min(self.indexed, max(self.lengths) // self.passage_tokens)
+        if any(part["best"] < best for part in found.header["search"]):
+            raise InputError(f"{journal} searched for fewer than {best} passages; choose another --out")
         kept = [found.header, *found.rows]
         write_atomically(journal, "".join(json.dumps(document) + "\n" for document in kept))
         return {(row["length"], row["batch"]) for row in found.rows}
