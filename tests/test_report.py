@@ -213,6 +213,14 @@ def test_the_command_writes_the_page(runs: Path, page: str, tmp_path: Path, caps
     assert f"wrote {out}" in capsys.readouterr().err
 
 
+def test_a_folder_of_records_may_hold_the_counted_configurations_alone(runs: Path, tmp_path: Path) -> None:
+    """As ``run tiny --out`` leaves it."""
+    (tmp_path / "records").mkdir()
+    shutil.copy(RECORDS / "configurations.json", tmp_path / "records")
+    report, _ = draw([runs], tmp_path / "report.html")
+    assert any(section.name.startswith("experiment-") for section in report.sections)
+
+
 def test_records_without_questions_are_refused(tmp_path: Path) -> None:
     write_record(tmp_path, "a" * 16, **{"spec.suite.name": "ttft"})
     with pytest.raises(InputError, match="none of the 1 records answers questions"):

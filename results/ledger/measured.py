@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,14 +62,16 @@ def read_measured(folder: Path) -> list[Measured]:
     """
     if not folder.is_dir():
         raise InputError(f"no folder {folder} to read records from")
-    records, measured = sorted(folder.rglob("record.json")), sorted(folder.rglob("latency.jsonl"))
-    alignments = sorted(folder.glob("alignment/*.json"))
-    if not (records or measured or alignments):
-        raise InputError(f"nothing measured below {folder}: no record.json, latency.jsonl or alignment/*.json")
-    found = [figure for path in records for figure in of_record(read_record(path))]
-    found += [figure for path in measured for figure in of_journal(path)]
-    found += [figure for path in alignments for figure in of_alignment(path)]
-    return found
+    if not holds_measurements(folder):
+        raise InputError(
+            f"nothing measured below {folder}: no {', '.join(pattern.removeprefix('**/') for pattern in READ)}"
+        )
+    return [figure for pattern, read in READ.items() for path in sorted(folder.glob(pattern)) for figure in read(path)]
+
+
+def holds_measurements(folder: Path) -> bool:
+    """Whether there is anything below ``folder`` that ``read_measured`` reads."""
+    return any(next(folder.glob(pattern), None) for pattern in READ)
 
 
 def of_record(record: Record) -> Iterator[Measured]:
@@ -256,3 +258,11 @@ def of_alignment(path: Path) -> Iterator[Measured]:
             path=path,
             limits=lambda: None,
         )
+
+
+# By the pattern of its files.
+READ: Mapping[str, Callable[[Path], Iterator[Measured]]] = {
+    "**/record.json": lambda path: of_record(read_record(path)),
+    "**/latency.jsonl": of_journal,
+    "alignment/*.json": of_alignment,
+}

@@ -28,7 +28,7 @@ from results.latency import figure as latency_figure
 from results.latency import report as latency_report
 from results.ledger import claims
 from results.ledger.entries import SOURCE_CLASSES, read_ledger
-from results.ledger.measured import read_measured
+from results.ledger.measured import holds_measurements, read_measured
 from results.ledger.verdicts import VERDICTS, Verdict, judge
 from results.pages import page
 from results.records import Record, read_records
@@ -115,7 +115,7 @@ def gather(folders: Sequence[Path], home: Path) -> Report:
     sections += _latency(everywhere, panels)
     layouts, files = replication.draw(folders, home)
     pictures = {path.stem: content for path, content in files.items() if path.suffix == ".svg"}
-    measured = [figure for folder in everywhere for figure in read_measured(folder)]
+    measured = [figure for folder in everywhere if holds_measurements(folder) for figure in read_measured(folder)]
     verdicts = list(judge(read_ledger(), measured))
     for name, title in (("seed", "The seed's tables"), ("paper", "The paper's tables and figures")):
         tables = [of_layout(layout, panels) for layout in layouts if layout.name.startswith(f"{name}-")]
@@ -136,8 +136,8 @@ def to_html(report: Report) -> str:
 
 
 def _accepted(home: Path) -> list[Record]:
-    folder = home / "records"
-    return read_records([folder]) if folder.is_dir() else []
+    folder = home / "records"  # another home than the project's may hold configurations.json alone
+    return read_records([folder]) if next(folder.rglob("record.json"), None) else []
 
 
 def _experiments(
