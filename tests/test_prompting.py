@@ -117,3 +117,10 @@ def test_a_tokenizer_without_padding_pads_with_its_first_stop() -> None:
 def test_an_unknown_template_names_the_valid_ones() -> None:
     with pytest.raises(InputError, match="tagged, text"):
         Prompting("tagd", None, decoder(build_tokenizer()))
+
+
+def test_a_tokenizer_that_can_neither_pad_nor_end_is_refused() -> None:
+    tokenizer = byte_level_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token = None
+    with pytest.raises(InputError, match="got neither"):
+        Prompting("bare", None, decoder(tokenizer))

@@ -241,3 +241,16 @@ def test_the_world_is_a_root_like_any_other(suite: str, world_root: Path) -> Non
     examples, source = load_questions(suite, DataRoot.open(world_root))
     assert len(examples) == source.rows == 30
     assert source.root.startswith("world-")
+
+
+@pytest.mark.parametrize(
+    ("suite", "row"),
+    [
+        ("triviaqa", {"question": "Who?", "question_id": "q", "answer": "Ann"}),
+        ("triviaqa", {"question": "Who?", "question_id": "q", "answer": ["Ann"]}),
+        ("topiocqa", {"Conversation_no": 1, "Turn_no": 1, "Question": "who", "Context": [], "Answer": ["Ann"]}),
+    ],
+)
+def test_a_malformed_row_is_named_in_one_line(suite: str, row: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="row 0 is malformed: .+"):
+        sources._examples(sources.QUESTION_SETS[suite], [row])

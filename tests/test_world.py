@@ -5,20 +5,24 @@ import hashlib
 import itertools
 import json
 import random
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from harness.data.sources import DataRoot
 from harness.data.world import facts
 from harness.data.world.facts import in_pairs
 from harness.data.world.lexicon import lexicon
 from harness.data.world.mirror import OPENING, SAME_RELATION_SIZES, WorldConfig, write_world
 from harness.data.world.practice import Practice, Reading
 from harness.data.world.tokenizer import build_tokenizer
+from harness.errors import InputError
 from harness.metrics import has_answer_dpr
 from harness.protocol import Passage
 from harness.train.rows import collate_tokens
+from suites import same_relation
 
 
 def read(path: Path) -> list[dict]:
@@ -204,3 +208,14 @@ def test_of_an_odd_number_the_last_passage_stays_alone() -> None:
     three = [Passage(id=str(i), title=f"T{i}", text=f"Text {i}.") for i in range(3)]
     assert in_pairs(three) == [Passage(id="0+1", title="T0, T1", text="Text 0. Text 1."), three[2]]
     assert in_pairs([]) == []
+
+
+@pytest.mark.parametrize(
+    "content", [b"no gzip", gzip.compress(b"{}\n"), gzip.compress(b"[1]\n"), gzip.compress(bytes(range(99)))[:30]]
+)
+def test_a_damaged_file_of_the_hard_set_is_one_line(world_root: Path, tmp_path: Path, content: bytes) -> None:
+    root = tmp_path / world_root.name
+    shutil.copytree(world_root, root)
+    (root / "ctxs" / "same_relation_n8.jsonl.gz").write_bytes(content)
+    with pytest.raises(InputError, match="is missing or damaged; write the world again"):
+        same_relation.build("same_relation", DataRoot.open(root), passages=8, frozen=None, limit=None)

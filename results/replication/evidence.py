@@ -199,16 +199,17 @@ def percents(record: Record, metric: str) -> Own | None:
     )
 
 
-def figure(value: Interval, path: Path) -> Own:
-    """A number with its interval."""
+def figure(value: Interval, path: Path, *, digits: int = 2, at: str = "") -> Own:
+    """A number with its interval; ``at`` says under what, where that is not the column's own."""
     return Own(
-        text=f"{value.mean:.2f} [{value.low:.2f}, {value.high:.2f}]",
+        text=f"{value.mean:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]",
         how="measured",
         value=value.mean,
         low=value.low,
         high=value.high,
         n=value.n,
         path=path,
+        at=at,
     )
 
 

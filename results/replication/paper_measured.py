@@ -14,7 +14,7 @@ from typing import Any
 
 from results.experiments import perplexity
 from results.experiments.perplexity import Perplexities
-from results.replication.evidence import Evidence
+from results.replication.evidence import Evidence, figure
 from results.replication.layouts import OURS, Own
 
 Values = Mapping[tuple[str, str], Own]
@@ -170,16 +170,7 @@ def _nats(found: Perplexities, system: str, set_: str, context: int, output: int
     score = record.metrics.get(f"log_perplexity_{o}") if record else None
     if record is None or score is None:
         return None
-    return Own(
-        text=f"{score.mean:.3f} [{score.low:.3f}, {score.high:.3f}]",
-        how="measured",
-        value=score.mean,
-        low=score.low,
-        high=score.high,
-        n=score.n,
-        path=record.path,
-        at=f"s = {s}, o = {o}",
-    )
+    return figure(score, record.path, digits=3, at=f"s = {s}, o = {o}")
 
 
 def _scaled(paper: int, trained: int) -> int:
@@ -228,16 +219,8 @@ def _chosen(evidence: Evidence) -> dict[tuple[str, str], Own]:
         suite, name = run.spec["suite"], next(key for key, own in SETS.items() if own == run.spec["suite"]["set"])
         if (score := run.metrics.get(f"log_perplexity_{suite['output']}")) is None:
             continue
-        found[f"REFRAG_16+RL s={TRAINED}", f"{name} P{TRAINED}"] = Own(
-            text=f"{score.mean:.3f} [{score.low:.3f}, {score.high:.3f}]",
-            how="measured",
-            value=score.mean,
-            low=score.low,
-            high=score.high,
-            n=score.n,
-            path=run.path,
-            at=f"s = {suite['context']}, o = {suite['output']}",
-        )
+        at = f"s = {suite['context']}, o = {suite['output']}"
+        found[f"REFRAG_16+RL s={TRAINED}", f"{name} P{TRAINED}"] = figure(score, run.path, digits=3, at=at)
     return found
 
 
