@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 from transformers import PreTrainedTokenizerFast
 
 TEXTS = ("The birthplace of Mirel Tovan is Grell.", "Known rival of Mirel Tovan was Pavo.", "two  spaces, naïve 日本語")
 
 
-@cache
 def byte_level_tokenizer() -> PreTrainedTokenizerFast:
-    """Other tokens than the decoder's: merges across its borders, and no text that it cannot spell."""
+    """Other tokens than the decoder's: merges across its borders, and no text that it cannot spell.
+
+    A new one each time (3 ms): a test may take its special tokens away.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.BPE())
