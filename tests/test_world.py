@@ -211,7 +211,9 @@ def test_of_an_odd_number_the_last_passage_stays_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"no gzip", gzip.compress(b"{}\n"), gzip.compress(b"[1]\n"), gzip.compress(bytes(range(99)))[:30]]
+    "content",
+    [b"no gzip", gzip.compress(b"{}\n"), gzip.compress(b"[1]\n"), gzip.compress(bytes(range(99)))[:30]],
+    ids=["no gzip", "no row", "a list", "cut off"],  # gzip writes the time into its bytes
 )
 def test_a_damaged_file_of_the_hard_set_is_one_line(world_root: Path, tmp_path: Path, content: bytes) -> None:
     root = tmp_path / world_root.name
