@@ -7,6 +7,7 @@ no package for it to install. https://chromedevtools.github.io/devtools-protocol
 import base64
 import json
 import os
+import select
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -15,12 +16,17 @@ from pathlib import Path
 from typing import Any, Self
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+ANSWER_S = 120  # a hang, not a measure
 KEYS = {"Enter": ("\r", 13), "Escape": ("", 27), "Tab": ("", 9)}
 
 
 def find() -> str | None:
-    """The path of a Chromium; None where there is none."""
-    return next(filter(None, map(shutil.which, NAMES)), None)
+    """The path of a Chromium that starts (a distribution's stub does not); None where there is none."""
+    return next((path for path in filter(None, map(shutil.which, NAMES)) if _starts(path)), None)
+
+
+def _starts(executable: str) -> bool:
+    return subprocess.run([executable, "--version"], capture_output=True, check=False).returncode == 0
 
 
 class Page:
@@ -28,7 +34,7 @@ class Page:
 
     def __init__(self, read: int, write: int) -> None:
         self._in, self._out = os.fdopen(read, "rb"), os.fdopen(write, "wb", buffering=0)
-        self._buffer, self._last, self._session = b"", 0, ""
+        self._buffer, self._last, self._session, self._loaded = b"", 0, "", False
         self.trouble: list[str] = []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -48,8 +54,11 @@ class Page:
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
         self.call("Emulation.setEmulatedMedia", features=scheme)
+        self._loaded = False
         self.call("Page.navigate", url=path.as_uri())
-        next(found for found in self._messages() if found.get("method") == "Page.loadEventFired")
+        messages = self._messages()
+        while not self._loaded:  # it may have come before the answer
+            next(messages)
         return self
 
     def run(self, script: str) -> Any:
@@ -84,6 +93,8 @@ class Page:
     def _messages(self) -> Iterator[dict[str, Any]]:
         while True:
             while b"\0" not in self._buffer:
+                if not select.select([self._in], [], [], ANSWER_S)[0]:
+                    raise TimeoutError(f"Chromium has said nothing for {ANSWER_S} s")
                 if not (data := os.read(self._in.fileno(), 1 << 16)):
                     raise EOFError("Chromium is gone")
                 self._buffer += data
@@ -96,6 +107,8 @@ class Page:
     def _note(self, message: dict[str, Any]) -> None:
         params = message.get("params", {})
         match message.get("method"):
+            case "Page.loadEventFired":
+                self._loaded = True
             case "Runtime.exceptionThrown":
                 self.trouble.append(json.dumps(params["exceptionDetails"]))
             case "Runtime.consoleAPICalled" if params["type"] in ("error", "warning", "assert"):

@@ -1,17 +1,30 @@
-"""What tests share: where the external data lies, and no network."""
+"""What tests share: where the external data lies, no network, and nothing of the user's own settings."""
 
+import math
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from harness import progress
+
 # The same examples in every run and no time limit of an example: a busy machine, or an unlucky day, is no failure.
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.load_profile("fixed")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["MLFLOW_TRACKING_URI"] = "off"  # a new store takes ten seconds; the tests of tracking say where
+# Before a library of the Hub reads them: no network, caches that hold nothing, no proxy before a test's own server.
+CACHES = tempfile.TemporaryDirectory(prefix="refrag-caches-")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HOME"] = CACHES.name + "/hub"
+os.environ["REFRAG_CACHE"] = CACHES.name + "/refrag"
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
+# Printed text is compared: no colour, no width, no line of progress because a machine is slow.
+for variable in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES"):
+    os.environ.pop(variable, None)
+progress.LOG_SECONDS = math.inf
 
 pytest_plugins = ("clusters",)
 

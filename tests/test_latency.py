@@ -174,7 +174,7 @@ def test_a_run_leaves_a_header_and_a_row_of_every_lane(tmp_path: Path) -> None:
 
 def test_a_search_finds_the_nearest_vectors_and_counts_what_it_reads() -> None:
     search = build_search(300, 50, torch.device("cpu"), torch.float32)
-    ids = torch.randint(50, (2, 7))
+    ids = torch.randint(50, (2, 7), generator=torch.Generator().manual_seed(0))
     query = search.encoder(ids, torch.ones_like(ids)).mean(1)
     scores = torch.nn.functional.cosine_similarity(query[:, None], search.vectors_ND[None], dim=-1)
     assert torch.equal(search(ids, 5), scores.argsort(-1, descending=True)[:, :5])
@@ -365,6 +365,6 @@ def test_the_path_needs_only_what_a_bare_gpu_machine_has(tmp_path: Path) -> None
         "'--indexed', '500', "
         f"'--out', {str(tmp_path)!r}]))"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "REFRAG k=32" in done.stdout

@@ -1,6 +1,7 @@
 """What the controller says of jobs, read from squeue, sacct, scontrol and scancel that are scripts here."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from sweep_fakes import bin_folder, calls, command
@@ -218,5 +219,5 @@ def test_the_longest_array(commands: Path) -> None:
 def at(monkeypatch: pytest.MonkeyPatch, start: float) -> list[float]:
     """The last number of the list is the time."""
     now = [start]
-    monkeypatch.setattr(queue.time, "monotonic", lambda: now[-1])
+    monkeypatch.setattr(queue, "time", SimpleNamespace(monotonic=lambda: now[-1]))
     return now

@@ -444,7 +444,7 @@ def test_latex_compiles(runs: Path, tmp_path: Path) -> None:
         + r"\end{document}"
     )
     command = [pdflatex, "-interaction=nonstopmode", "-halt-on-error", "-draftmode", "document.tex"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout[-2000:]
     assert "Overfull" not in done.stdout
 

@@ -208,14 +208,14 @@ def test_a_kill_costs_what_was_under_way_and_changes_no_byte(
     process = subprocess.Popen(command(text, tiny_checkpoint, tmp_path / "out", workers), stdout=subprocess.PIPE)
     shards = tmp_path / "out" / "shards"
     deadline = time.monotonic() + 120
-    while len(list(shards.glob("[0-9]*.json"))) < 3 and process.poll() is None and time.monotonic() < deadline:
+    while len(list(shards.glob("[0-9]*.json"))) < 1 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert process.returncode == -signal.SIGKILL, "it was done before it could be killed"
     assert not (tmp_path / "out" / "windows.json").exists()
     done = {path: path.stat().st_mtime_ns for path in shards.glob("[0-9]*.json")}
-    assert 3 <= len(done) < 16
+    assert 1 <= len(done) < 16
     (shards / f".00015-book.npy.{os.getpid()}.partial").write_bytes(b"what a kill leaves")
     config = replace(CONFIG, most_short=0.95)
     prepare(str(text), str(tiny_checkpoint), tmp_path / "out", config)

@@ -7,10 +7,12 @@ import random
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -289,6 +291,9 @@ def test_a_silent_server_is_asked_once_and_left(
     training = job(tmp_path / "runs")
     final = training.run(track=f"http://me:{SECRET}@127.0.0.1:{port}")
     assert (final / "training.json").exists()
+    until = time.monotonic() + 300
+    while not came and time.monotonic() < until:  # its thread may not have been there yet
+        time.sleep(0.01)
     assert len(came) == 1, "no retries"
     said = capsys.readouterr().err
     assert ("tracking is off" if patience == "of the request" else "is left behind") in said
@@ -390,7 +395,7 @@ def test_flops_of_a_batch_are_torchs(trained: tuple[str, ...]) -> None:
 def test_mfu_is_flops_over_time_and_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = random_decoder("tiny", seed=0)
     seconds = iter([10.0, 12.0, 15.0])
-    monkeypatch.setattr(utilisation.time, "perf_counter", lambda: next(seconds))
+    monkeypatch.setattr(utilisation, "time", SimpleNamespace(perf_counter=lambda: next(seconds)))
     rows: list[Mapping[str, Any]] = []
     loss, logged = utilisation.with_mfu(decoder, answer_loss(read_tokens, 0.0), rows.append, peak=1e9)
     ids = torch.randint(100, (2, 6), generator=torch.Generator().manual_seed(0))
