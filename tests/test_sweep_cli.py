@@ -17,7 +17,7 @@ from harness.cli.main import main
 from slurm import checkout
 from slurm.attempt import Attempt, Claim
 from slurm.local import Phase
-from slurm.plan import make_plan
+from slurm.plan.plan import make_plan
 from slurm.sweep import Launch, Sweep
 from slurm.watch import Row, Status
 
