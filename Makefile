@@ -62,7 +62,7 @@ docs-test: $(STAMP)
 	$(BIN)/python -m pytest -q -m "slow or not slow" tests/test_docs.py
 
 cluster-packages: $(STAMP)
-	@packages="$$($(BIN)/python -c 'from slurm.local_cluster import missing_packages as m; print(*set(m().values()))')" && \
+	@packages="$$($(BIN)/python -c 'from slurm.local_cluster.cluster import missing_packages as m; print(*set(m().values()))')" && \
 	if [ -n "$$packages" ]; then echo "apt-get install $$packages" && apt-get -qq update && \
 	DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $$packages > /dev/null; fi
 

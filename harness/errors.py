@@ -1,7 +1,7 @@
 """What is no defect of ours, as exception types: wrong input, a result that nothing may be built on, an interruption.
 
 The command line prints the first ones as one line and exits with code 2 or 1; an interruption is for the cluster's jobs
-(slurm/payload.py). Every other exception keeps its traceback.
+(slurm/execution/payload.py). Every other exception keeps its traceback.
 """
 
 import difflib

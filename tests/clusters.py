@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from slurm import daemons
-from slurm.local_cluster import environment
+from slurm.local_cluster import daemons
+from slurm.local_cluster.cluster import environment
 
 LIMIT_S = 150
 PROJECT = Path(__file__).resolve().parent.parent

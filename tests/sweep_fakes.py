@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from harness.errors import Interrupted
-from slurm.arrays import Member
-from slurm.local import Phase
-from slurm.shapes import Shape
-from slurm.sweep import Header, Sweep
+from slurm.clusters.shapes import Shape
+from slurm.execution.arrays import Member
+from slurm.execution.sweep import Header, Sweep
+from slurm.phases import Phase
 
 ONE_GPU = Shape(gpus_per_task=1)
 
@@ -137,8 +137,8 @@ def calls(folder: Path, name: str) -> list[str]:
 
 def drive(folder: str, parallel: int = 2) -> None:
     """Run the sweep in ``folder`` in this process, as ``refrag-bench sweep resume`` does."""
-    from slurm import pool
-    from slurm.cluster import LocalProfile
+    from slurm.clusters.profiles import LocalProfile
+    from slurm.execution import pool
 
     sweep = Sweep.open(Path(folder))
     pool.run(sweep, LocalProfile(name="local", gpus_per_node=parallel), lambda: None)

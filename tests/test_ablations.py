@@ -14,7 +14,7 @@ from refrag_v2.stages import CPT, RECONSTRUCTION
 from slurm.jobs.compare import CompareJob
 from slurm.jobs.evaluate import EvaluateJob
 from slurm.jobs.train import TrainJob
-from slurm.local import Phase
+from slurm.phases import Phase
 from slurm.sweeps.ablation import SEEDS
 from slurm.sweeps.curriculum import SCHEDULES, curriculum
 from slurm.sweeps.k_ablation import RATES, k_ablation

@@ -24,7 +24,7 @@ from harness.train.read_back import held_out, read_back
 from harness.train.rows import IGNORED, Batch
 from refrag_v1.checkpoint import save
 from slurm.jobs.align import AlignJob
-from slurm.local import Phase, run_phases
+from slurm.phases import Phase, run_phases
 
 TOKENIZER = build_tokenizer()
 NOWHERE = nn.Module()

@@ -5,11 +5,11 @@ from conftest import PROJECT
 from sweep_fakes import ONE_GPU, Tiny, member
 
 from harness.errors import InputError
-from slurm.arrays import Array, Cost, arrays, cost
-from slurm.cluster import SlurmProfile
-from slurm.local import Phase
-from slurm.shapes import Shape
-from slurm.sweep import members_of
+from slurm.clusters.profiles import SlurmProfile
+from slurm.clusters.shapes import Shape
+from slurm.execution.arrays import Array, Cost, arrays, cost
+from slurm.execution.sweep import members_of
+from slurm.phases import Phase
 
 TWO_NODES = Shape(nodes=2, tasks_per_node=8, gpus_per_task=1)
 CPU = Shape()

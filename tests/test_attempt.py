@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from sweep_fakes import Clock
 
-from slurm import attempt
-from slurm.attempt import FAILED, LOOK_S, OWNER, PROGRESS, RESULT, Attempt, Claim, Fenced, done, read
+from slurm.execution import attempt
+from slurm.execution.attempt import FAILED, LOOK_S, OWNER, PROGRESS, RESULT, Attempt, Claim, Fenced, done, read
 
 SWEEP = "order-20260101-120000-beef"
 

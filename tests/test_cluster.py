@@ -11,11 +11,12 @@ import pytest
 
 from harness.cli.main import main
 from harness.errors import InputError
-from slurm import cluster, cluster_checks, daemons, local_cluster, local_conf
-from slurm.cluster import PROFILES, SlurmProfile, find_profile
-from slurm.cluster_checks import check_cluster
-from slurm.daemons import Daemon
-from slurm.local_conf import NODES, Setup
+from slurm.clusters import checks, profiles
+from slurm.clusters.checks import check_cluster
+from slurm.clusters.profiles import PROFILES, SlurmProfile, find_profile
+from slurm.local_cluster import cluster, conf, daemons
+from slurm.local_cluster.conf import NODES, Setup
+from slurm.local_cluster.daemons import Daemon
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +68,7 @@ def test_the_site_file_changes_its_fields_and_the_environment_has_the_last_word(
 
 
 def test_the_default_site_file_is_read_where_none_is_named(tmp_path: Path) -> None:
-    path = Path(cluster.SITE_FILE).expanduser()
+    path = Path(profiles.SITE_FILE).expanduser()
     assert path.is_relative_to(tmp_path)
     path.parent.mkdir(parents=True)
     path.write_text('[h100]\nqos = "high"\n')
@@ -76,7 +77,7 @@ def test_the_default_site_file_is_read_where_none_is_named(tmp_path: Path) -> No
 
 def test_a_site_keeps_what_reaches_the_test_cluster(site: Path) -> None:
     site.write_text('[slurm-local]\nenvironment = { A = "1" }\n')
-    environment = local_cluster.environment(local_cluster.default_folder())
+    environment = cluster.environment(cluster.default_folder())
     assert find_profile("slurm-local").environment == environment | {"A": "1"}
 
 
@@ -125,8 +126,8 @@ def test_a_wrong_variable_is_one_line(variable: str, value: str, message: str, m
 
 
 def test_every_field_can_be_read_from_a_site() -> None:
-    for profile in get_args(cluster.Profile):
-        assert set(get_type_hints(profile).values()) <= set(cluster._KINDS)
+    for profile in get_args(profiles.Profile):
+        assert set(get_type_hints(profile).values()) <= set(profiles._KINDS)
 
 
 def test_a_profile_asks_for_nothing_that_it_leaves_empty() -> None:
@@ -147,7 +148,7 @@ SETUP = Setup(
     folder=Path("/tmp/c"),
     host="here",
     user="me",
-    ports={name: 7000 + index for index, name in enumerate(local_conf.port_names())},
+    ports={name: 7000 + index for index, name in enumerate(conf.port_names())},
     first_job_id=5,
     password="secret",
 )
@@ -175,20 +176,20 @@ def parse(text: str) -> tuple[dict[str, str], dict[str, dict[str, str]], dict[st
 
 
 def test_slurm_conf_agrees_with_itself_and_with_the_other_files() -> None:
-    single, nodes, partitions = parse(local_conf.slurm_conf(SETUP))
-    database = settings(" ".join(local_conf.slurmdbd_conf(SETUP).split()))
-    mysql = dict(re.findall(r"^(\S+?)=(.*)$", local_conf.mariadb_cnf(SETUP), re.MULTILINE))
+    single, nodes, partitions = parse(conf.slurm_conf(SETUP))
+    database = settings(" ".join(conf.slurmdbd_conf(SETUP).split()))
+    mysql = dict(re.findall(r"^(\S+?)=(.*)$", conf.mariadb_cnf(SETUP), re.MULTILINE))
 
     ports = [single["SlurmctldPort"], database["DbdPort"], mysql["port"], *(node["Port"] for node in nodes.values())]
     assert sorted(map(int, ports)) == sorted(SETUP.ports.values())
     assert len(set(ports)) == len(ports)
     assert single["AccountingStoragePort"] == database["DbdPort"]
     assert database["StoragePort"] == mysql["port"]
-    assert f"'{database['StoragePass']}'" in local_conf.init_sql(SETUP)
+    assert f"'{database['StoragePass']}'" in conf.init_sql(SETUP)
     socket = f"socket={single['AccountingStoragePass']}"
     assert single["AuthInfo"].startswith(f"{socket},") and database["AuthInfo"] == socket
 
-    everything = "".join(write(SETUP) for write in (local_conf.slurm_conf, local_conf.slurmdbd_conf))
+    everything = "".join(write(SETUP) for write in (conf.slurm_conf, conf.slurmdbd_conf))
     own = [path for path in re.findall(r"=(?:socket=)?(/[^,\s]+)", everything) if path != "/bin/true"]
     assert len(own) >= 8 and all(path.startswith("/tmp/c/") for path in own)
     assert all(value.startswith("/tmp/c/") for value in mysql.values() if value.startswith("/"))
@@ -203,8 +204,8 @@ def test_slurm_conf_agrees_with_itself_and_with_the_other_files() -> None:
 
 
 def test_gres_conf_has_the_gpus_that_slurm_conf_promises() -> None:
-    _, nodes, _ = parse(local_conf.slurm_conf(SETUP))
-    gres = settings(local_conf.gres_conf(SETUP))
+    _, nodes, _ = parse(conf.slurm_conf(SETUP))
+    gres = settings(conf.gres_conf(SETUP))
     first, last = map(int, re.findall(r"\d+", gres["File"])[-2:])
     assert set(gres["NodeName"].split(",")) == set(nodes)
     for node in nodes.values():
@@ -212,7 +213,7 @@ def test_gres_conf_has_the_gpus_that_slurm_conf_promises() -> None:
 
 
 def test_the_virtual_nodes_can_give_what_the_profiles_ask_for() -> None:
-    _, nodes, partitions = parse(local_conf.slurm_conf(SETUP))
+    _, nodes, partitions = parse(conf.slurm_conf(SETUP))
     for name in ("h100", "slurm-local"):
         profile = slurm_profile(name)
         assert profile.partition in partitions
@@ -227,7 +228,7 @@ def test_the_virtual_nodes_can_give_what_the_profiles_ask_for() -> None:
 def test_missing_packages_are_named_and_nothing_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(local_cluster, "_find", lambda name: None if name in ("munged", "munge", "slurmd") else name)
+    monkeypatch.setattr(cluster, "_find", lambda name: None if name in ("munged", "munge", "slurmd") else name)
     assert main(["cluster", "up", "--folder", str(tmp_path / "c")]) == 2
     out, err = capsys.readouterr()
     assert out == "" and len(err.splitlines()) == 1
@@ -248,12 +249,12 @@ def test_missing_packages_are_named_and_nothing_is_written(
 def test_a_folder_that_cannot_hold_a_cluster(
     name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local_cluster, "_require_packages", lambda: None)
-    monkeypatch.setattr(local_cluster, "MAX_FOLDER", 80 if len(name) > 80 else 1000)
+    monkeypatch.setattr(cluster, "_require_packages", lambda: None)
+    monkeypatch.setattr(cluster, "MAX_FOLDER", 80 if len(name) > 80 else 1000)
     (tmp_path / "used" / "run").mkdir(parents=True)
     (tmp_path / "used" / "thesis.txt").touch()
     with pytest.raises(InputError, match=message):
-        local_cluster.up(tmp_path / name, print)
+        cluster.up(tmp_path / name, print)
     assert (tmp_path / "used" / "thesis.txt").exists()
 
 
@@ -261,12 +262,12 @@ def test_a_daemon_that_ends_is_told_with_its_last_words_and_nothing_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fails = Daemon(name="munged", command=["sh", "-c", "echo first; echo no such key >&2; exit 1"])
-    monkeypatch.setattr(local_cluster, "_require_packages", lambda: None)
-    monkeypatch.setattr(local_cluster, "_call", lambda *command: "")
-    monkeypatch.setattr(local_cluster, "_succeeds", lambda *command: False)
-    monkeypatch.setattr(local_cluster, "_daemons", lambda folder: [SLEEP, fails])
+    monkeypatch.setattr(cluster, "_require_packages", lambda: None)
+    monkeypatch.setattr(cluster, "_call", lambda *command: "")
+    monkeypatch.setattr(cluster, "_succeeds", lambda *command: False)
+    monkeypatch.setattr(cluster, "_daemons", lambda folder: [SLEEP, fails])
     with pytest.raises(InputError, match=r"did not come up: munged ended: first \| no such key"):
-        local_cluster.up(tmp_path / "c", lambda line: None)
+        cluster.up(tmp_path / "c", lambda line: None)
     assert daemons.with_environment(f"SLURM_CONF={tmp_path}") == []
 
 
@@ -391,15 +392,15 @@ def test_what_is_wrong_is_said_in_one_line(
 
 
 def test_a_command_that_hangs_is_given_up(fake_slurm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster_checks._ask, "__kwdefaults__", {"limit_s": 0.2})
+    monkeypatch.setattr(checks._ask, "__kwdefaults__", {"limit_s": 0.2})
     answers(fake_slurm, "sacct", "exec sleep 20")
     assert said("sacct") == "sacct does not answer within 0 s"
 
 
 def test_a_gres_that_is_not_a_gpu_of_ours(fake_slurm: Path) -> None:
     profile = SlurmProfile(name="h100", partition="p", gpus_per_node=4, cpus_per_gpu=1)
-    assert cluster_checks._holds("gpu:4", profile) and cluster_checks._holds("gpu:h100:8", profile)
-    assert not any(cluster_checks._holds(item, profile) for item in ("gpu:3", "shard:8", "(null)", "gpu", ""))
+    assert checks._holds("gpu:4", profile) and checks._holds("gpu:h100:8", profile)
+    assert not any(checks._holds(item, profile) for item in ("gpu:3", "shard:8", "(null)", "gpu", ""))
 
 
 def test_a_folder_that_cannot_be_written(fake_slurm: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

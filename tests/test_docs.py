@@ -186,7 +186,7 @@ def test_a_system_without_our_settings_goes_through_lm_eval(folder: Path, capsys
 
 
 def test_the_other_pages(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from slurm.cluster import find_profile
+    from slurm.clusters.profiles import find_profile
 
     done = {page: follow(page, folder, slow=False) for page in PAGES if page != "docs/tutorial.md"}
     assert {page: n for page, n in done.items() if n} == {"docs/how-to.md": 2}

@@ -21,7 +21,7 @@ from harness.model.decode import Prompts, greedy, left_pad
 from harness.model.graphs import POSITIONS, SHAPES, Part
 from harness.model.llama import KVCache, Llama
 from harness.model.load import Decoder, random_decoder
-from slurm.lanes import build_lanes
+from slurm.latency.lanes import build_lanes
 from suites.latency import Ids, Workload
 
 CPU = torch.device("cpu")

@@ -22,8 +22,8 @@ from harness.roofline_limits import Ceilings
 from results.latency.journals import AGAIN, REFERENCE
 from slurm.jobs import latency
 from slurm.jobs.latency import JOURNAL, LatencyJob
-from slurm.lanes import Lane, build_lanes
-from slurm.search import build_search, search_work
+from slurm.latency.lanes import Lane, build_lanes
+from slurm.latency.search import build_search, search_work
 from suites.latency import Ids, Workload
 
 LENGTH, QUESTION = 256, 32

@@ -11,11 +11,11 @@ from conftest import PROJECT
 from sweep_fakes import Tiny, bin_folder, calls, command, sweep_of
 
 from harness.errors import Busy, InputError
-from slurm.attempt import Attempt, Claim
-from slurm.cluster import SlurmProfile
-from slurm.launch import cancel, launch
-from slurm.local import Phase
-from slurm.sweep import Launch, Sweep
+from slurm.clusters.profiles import SlurmProfile
+from slurm.execution.attempt import Attempt, Claim
+from slurm.execution.launch import cancel, launch
+from slurm.execution.sweep import Launch, Sweep
+from slurm.phases import Phase
 
 PROFILE = SlurmProfile(name="h100", partition="h100", gpus_per_node=8, cpus_per_gpu=12)
 

@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from clusters import Cluster, until
 
-from slurm import daemons
-from slurm.local_conf import GPUS, NODES
+from slurm.local_cluster import daemons
+from slurm.local_cluster.conf import GPUS, NODES
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("watched")]
 

@@ -34,7 +34,7 @@ from results.latency.journals import read as read_latency
 from results.replication.configurations import SCHEMA as CONFIGURATIONS_SCHEMA
 from results.replication.configurations import read as read_configurations
 from results.replication.losses import read as read_losses
-from slurm.cluster import find_profile
+from slurm.clusters.profiles import find_profile
 from slurm.gate.job import asked_runs
 
 PASSAGE = {"id": "1", "title": "T", "text": "some text"}

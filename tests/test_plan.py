@@ -33,7 +33,11 @@ from refrag_v2.grpo import GrpoConfig, PolicyTraining, grpo
 from refrag_v2.model import Refrag, RefragConfig
 from refrag_v2.paper_scale import CORPUS_TOKENS, RATES, SETTINGS, STAGES, PlannedStage, optimizer_steps
 from refrag_v2.policy import Policy, PolicyConfig
-from slurm import plan
+from slurm.plan import plan
+from slurm.plan.flops import Use, example_flops, flops
+from slurm.plan.parts import Part, build_parts, measure, measure_decoder, measure_encoder
+from slurm.plan.reading import Reading, curriculum_shares, read
+from slurm.plan.scales import paper
 
 PAPER = {k: plan.make_plan("7b", k=k, mfu=0.4, price_usd=2.5) for k in RATES}
 
@@ -51,14 +55,14 @@ def test_parameters_are_the_published_ones() -> None:
 
 
 def test_a_layer_of_llama2_7b() -> None:
-    decoder = plan.build_parts(plan.paper(16))["decoder"]
+    decoder = build_parts(paper(16))["decoder"]
     assert decoder.layer_parameters == 4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096
     assert decoder.root_parameters == 2 * 32000 * 4096 + 4096  # embedding, head, last norm
 
 
 def test_matrices_of_the_policy() -> None:
     """The attention's fused input weights are no linear layer of their own, but multiply like one."""
-    W, policy = 128, plan.build_parts(plan.paper(16))["policy"]
+    W, policy = 128, build_parts(paper(16))["policy"]
     per_layer = 4 * W**2 + 2 * 4 * W**2
     assert policy.matrix == 4096 * W + 2 * per_layer + W**2 + W
 
@@ -113,12 +117,12 @@ def test_positions_read(name: str, k: int, encoder: int, decoder: int) -> None:
 
 
 def test_a_shorter_example_of_the_curriculum() -> None:
-    assert plan.read(STAGES["reconstruction"], 16, 4).decoder == 4 + 64  # copies what it reads
-    assert plan.read(STAGES["cpt"], 16, 4).decoder == 4 + 2048
+    assert read(STAGES["reconstruction"], 16, 4).decoder == 4 + 64  # copies what it reads
+    assert read(STAGES["cpt"], 16, 4).decoder == 4 + 2048
 
 
 def test_curriculum_shares_are_table_8s_row_sums() -> None:
-    shares = plan.curriculum_shares(256)
+    shares = curriculum_shares(256)
     rows = [2000, 1979 + 22, 2000, 4000, 4001, 4001, 8002, 8002, 8002]  # of the printed cells, each within rounding
     assert list(shares) == [1, 2, 4, 8, 16, 32, 64, 128, 256]
     assert list(shares.values()) == pytest.approx([row / 42_008 for row in rows], abs=1e-4)
@@ -135,7 +139,7 @@ def counted(run: Callable[[], object]) -> int:
 
 
 @pytest.mark.parametrize("use", ["trained", "through", "forward"])
-def test_flops_of_llama2_7b_are_the_counters(use: plan.Use) -> None:
+def test_flops_of_llama2_7b_are_the_counters(use: Use) -> None:
     """On the meta device: the real shape at its real length, to the last FLOP."""
     T = 2176
     with torch.device("meta"):
@@ -149,7 +153,7 @@ def test_flops_of_llama2_7b_are_the_counters(use: plan.Use) -> None:
         if use != "forward":
             logits.sum().backward()
 
-    assert plan.flops(plan.measure_decoder(decoder), use, T, T) == counted(run)
+    assert flops(measure_decoder(decoder), use, T, T) == counted(run)
 
 
 def small_model(k: int) -> Refrag:
@@ -157,15 +161,15 @@ def small_model(k: int) -> Refrag:
     return Refrag(RefragConfig(k=k, encoder="random:roberta-tiny", pooling="mean"), random_decoder("tiny", seed=0))
 
 
-def small_parts(model: Refrag) -> dict[str, plan.Part]:
+def small_parts(model: Refrag) -> dict[str, Part]:
     parts = {
-        "decoder": plan.measure_decoder(model.decoder),
-        "encoder": plan.measure_encoder(model.encoder),
-        "projector": plan.measure(model.projector),
+        "decoder": measure_decoder(model.decoder),
+        "encoder": measure_encoder(model.encoder),
+        "projector": measure(model.projector),
     }
     if model.policy is not None:
         shape = model.policy.config
-        parts["policy"] = plan.measure(model.policy, layers=shape.layers, attention=shape.width)
+        parts["policy"] = measure(model.policy, layers=shape.layers, attention=shape.width)
     return parts
 
 
@@ -191,7 +195,7 @@ def test_flops_of_a_step_are_the_counters(name: str) -> None:
 
     reading = small_reading(stage, k, context, target)
     assert batch["input_ids"].shape[1] == reading.decoder
-    ours = plan.example_flops(stage, small_parts(model), reading)
+    ours = example_flops(stage, small_parts(model), reading)
     assert 2 * sum(ours.values()) == pytest.approx(run, rel=0.02)
 
 
@@ -204,14 +208,14 @@ def test_flops_of_a_policy_step_are_the_counters() -> None:
     freeze(training, stage.stage)
     batch = small_batch(model, 2, context, target)
     run = counted(lambda: grpo(training, batch, GrpoConfig()).backward())
-    ours = plan.example_flops(stage, small_parts(model), small_reading(stage, k, context, target))
+    ours = example_flops(stage, small_parts(model), small_reading(stage, k, context, target))
     assert 2 * sum(ours.values()) == pytest.approx(run, rel=0.02)
 
 
-def small_reading(stage: PlannedStage, k: int, context: int, target: int) -> plan.Reading:
+def small_reading(stage: PlannedStage, k: int, context: int, target: int) -> Reading:
     """What the plan expects of an encoder that shares the decoder's tokens: it has no special ones."""
     small = dataclasses.replace(stage, context=context, target=target)
-    return dataclasses.replace(plan.read(small, k), window=k)
+    return dataclasses.replace(read(small, k), window=k)
 
 
 # --- memory
@@ -246,7 +250,7 @@ def test_a_decoder_layer_keeps_what_the_plan_says(trained: bool, kv_heads: int) 
         model = LlamaForCausalLM(config).bfloat16().requires_grad_(trained)
         x_BTE = torch.randn(B, T, 256, dtype=torch.bfloat16, requires_grad=True)
         kept.append(bytes_kept(lambda m=model, x=x_BTE: m.model(inputs_embeds=x, use_cache=False), model))
-    part = plan.measure_decoder(model)
+    part = measure_decoder(model)
     expected = part.kept_trained if trained else part.kept_through
     assert (kept[1] - kept[0]) / (B * T) == pytest.approx(expected, rel=0.005)
 
@@ -261,7 +265,7 @@ def test_an_encoder_layer_keeps_what_the_plan_says() -> None:
         ids = torch.randint(3, 40, (N, S))
         kept.append(bytes_kept(lambda e=encoder, i=ids: e(i, torch.ones_like(i)), encoder))
     masks = 2 * encoder.width
-    assert (kept[1] - kept[0]) / (N * S) == pytest.approx(plan.measure_encoder(encoder).kept_trained - masks, rel=0.01)
+    assert (kept[1] - kept[0]) / (N * S) == pytest.approx(measure_encoder(encoder).kept_trained - masks, rel=0.01)
 
 
 class Peak(TorchDispatchMode):

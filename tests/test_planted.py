@@ -33,11 +33,11 @@ from harness.model.encoders import load_roberta
 from harness.model.load import load_decoder, load_tokenizer
 from harness.record import SystemSpec, experiment_name
 from harness.train import parts, shards
-from slurm.arrays import Array
-from slurm.cluster import find_profile, is_secret
+from slurm.clusters.profiles import find_profile, is_secret
+from slurm.execution.arrays import Array
+from slurm.execution.launch import build_executor
+from slurm.execution.sweep import Sweep
 from slurm.gate.job import asked_runs
-from slurm.launch import build_executor
-from slurm.sweep import Sweep
 
 OUTSIDE = ("../x", "../../x", "/x", "a/../../x", "..", ".", "", "a/b", "a\0b", "..\\x")
 PASSWORD = "hunter2-planted"

@@ -15,12 +15,12 @@ from conftest import PROJECT
 from sweep_fakes import Tiny, drive, sweep_of
 
 from harness.errors import Busy, InputError
-from slurm import attempt, payload, pool
-from slurm.attempt import Attempt, Claim
-from slurm.local import Phase
-from slurm.payload import Payload
-from slurm.sweep import Launch, Sweep
-from slurm.watch import Status, Watcher
+from slurm.execution import attempt, payload, pool
+from slurm.execution.attempt import Attempt, Claim
+from slurm.execution.payload import Payload
+from slurm.execution.sweep import Launch, Sweep
+from slurm.execution.watch import Status, Watcher
+from slurm.phases import Phase
 
 TESTS = PROJECT / "tests"
 

@@ -7,9 +7,9 @@ import pytest
 from sweep_fakes import bin_folder, calls, command
 
 from harness.errors import InputError
-from slurm import queue
-from slurm.cluster import SlurmProfile
-from slurm.queue import LOST_S, Entry, Queue
+from slurm.clusters import queue
+from slurm.clusters.profiles import SlurmProfile
+from slurm.clusters.queue import LOST_S, Entry, Queue
 
 PROFILE = SlurmProfile(name="h100", partition="h100", gpus_per_node=8, cpus_per_gpu=12, environment={"SLURM_CONF": "c"})
 NO_ACCOUNTING = 'echo "Slurm accounting storage is disabled" >&2; exit 1'

@@ -14,11 +14,11 @@ import pytest
 from harness.errors import GateMissed, InputError
 from harness.train import ranks
 from harness.train.ranks import Rank, first_host, here, meeting_point
-from slurm import payload
-from slurm.attempt import Attempt, Claim, Fenced, read
+from slurm.clusters.shapes import Shape, shape_of
+from slurm.execution import payload
+from slurm.execution.attempt import Attempt, Claim, Fenced, read
 from slurm.jobs.curves import CurvesJob
 from slurm.jobs.train import TrainJob
-from slurm.shapes import Shape, shape_of
 from slurm.sweeps.fsdp import fsdp
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
@@ -96,7 +96,7 @@ def claim(folder: Path, *, leads: bool, restart: int = 0, slurm_job: str = "7") 
 
 
 def test_the_other_processes_write_nothing_but_why_they_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("slurm.attempt.LOOK_S", 0.0)
+    monkeypatch.setattr("slurm.execution.attempt.LOOK_S", 0.0)
     other = claim(tmp_path, leads=False)
     other.take()
     other.progressed(1, 2)

@@ -9,11 +9,11 @@ from conftest import PROJECT
 from sweep_fakes import ONE_GPU, Tiny, bin_folder, command, header
 
 from harness.errors import InputError
-from slurm.arrays import Array
-from slurm.cluster import SlurmProfile
-from slurm.launch import build_executor
-from slurm.shapes import MIN_MINUTES, Shape, sbatch_parameters, shape_of
-from slurm.sweep import Sweep
+from slurm.clusters.profiles import SlurmProfile
+from slurm.clusters.shapes import MIN_MINUTES, Shape, sbatch_parameters, shape_of
+from slurm.execution.arrays import Array
+from slurm.execution.launch import build_executor
+from slurm.execution.sweep import Sweep
 
 GOLDEN = PROJECT / "tests" / "golden"
 H100 = SlurmProfile(name="h100", partition="h100", gpu_type="h100", gpus_per_node=8, cpus_per_gpu=12)

@@ -15,11 +15,11 @@ from sweep_fakes import Tiny, bin_folder, calls, command, sweep_of
 from harness.cli import sweep_view
 from harness.cli.main import main
 from slurm import checkout
-from slurm.attempt import Attempt, Claim
-from slurm.local import Phase
-from slurm.plan import make_plan
-from slurm.sweep import Launch, Sweep
-from slurm.watch import Row, Status
+from slurm.execution.attempt import Attempt, Claim
+from slurm.execution.sweep import Launch, Sweep
+from slurm.execution.watch import Row, Status
+from slurm.phases import Phase
+from slurm.plan.plan import make_plan
 
 NAME = "tiny-20260101-120000-beef"
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from clusters import PROJECT, Cluster, until
 
-from slurm.local_conf import GPUS
+from slurm.local_cluster.conf import GPUS
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("watched")]
 

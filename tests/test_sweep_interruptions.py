@@ -18,7 +18,7 @@ import pytest
 from clusters import PROJECT, Cluster, until
 from test_sweep_cluster import Sweep
 
-from slurm.local_conf import GPUS, NODES
+from slurm.local_cluster.conf import GPUS, NODES
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("watched")]
 INTERRUPTIONS = 20

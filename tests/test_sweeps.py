@@ -29,8 +29,8 @@ from slurm.jobs.evaluate import EvaluateJob
 from slurm.jobs.race import RaceJob
 from slurm.jobs.tables import ReplicationJob, ReportJob, TablesJob
 from slurm.jobs.train import TrainJob
-from slurm.local import Phase
-from slurm.plan import make_plan
+from slurm.phases import Phase
+from slurm.plan.plan import make_plan
 from slurm.sweeps.expansion import NAME, SELECTORS, TOKENS, expansion, shares
 from slurm.sweeps.main_table import main_table, seeded
 from slurm.sweeps.objective import STAGES as OBJECTIVE_STAGES

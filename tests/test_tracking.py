@@ -37,8 +37,8 @@ from harness.train.stage import AdamW, Schedule, Stage
 from harness.train.tracking import Row, parameters, store, without_secrets
 from refrag_v2.model import Refrag, RefragConfig
 from refrag_v2.recipe import ENCODING
-from slurm import utilisation
 from slurm.jobs.train import TrainJob
+from slurm.plan import utilisation
 
 pytest.importorskip("mlflow")
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -9,12 +9,12 @@ from conftest import PROJECT
 from sweep_fakes import Clock, Tiny, sweep_of
 
 from harness.errors import InputError
-from slurm import attempt, watch
-from slurm.attempt import Attempt, Claim
-from slurm.local import Phase
-from slurm.queue import LOST_S, Entry
-from slurm.sweep import Launch, Sweep
-from slurm.watch import LIVE, STATES, WRONG, Row, Status, Watcher
+from slurm.clusters.queue import LOST_S, Entry
+from slurm.execution import attempt, watch
+from slurm.execution.attempt import Attempt, Claim
+from slurm.execution.sweep import Launch, Sweep
+from slurm.execution.watch import LIVE, STATES, WRONG, Row, Status, Watcher
+from slurm.phases import Phase
 
 AT = 50.0  # the launch
 RUNNING = Entry(phase="running", state="RUNNING", node="n1")

@@ -48,12 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    folder: Path = args.folder or load("slurm.local_cluster:default_folder")()
+    folder: Path = args.folder or load("slurm.local_cluster.cluster:default_folder")()
     if args.action == "status":
-        return _status(load("slurm.local_cluster:status")(folder), as_json=args.json)
-    load(f"slurm.local_cluster:{args.action}")(folder, _say)
+        return _status(load("slurm.local_cluster.cluster:status")(folder), as_json=args.json)
+    load(f"slurm.local_cluster.cluster:{args.action}")(folder, _say)
     if args.action == "up":
-        for name, value in load("slurm.local_cluster:environment")(folder).items():
+        for name, value in load("slurm.local_cluster.cluster:environment")(folder).items():
             print(f"export {name}={shlex.quote(value)}")
     return 0
 

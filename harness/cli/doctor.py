@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     found = examine(args.data)
     if args.cluster:
-        found["cluster"] = plain(load("slurm.cluster_checks:check_cluster")(args.cluster))
+        found["cluster"] = plain(load("slurm.clusters.checks:check_cluster")(args.cluster))
     if args.json:
         print(json.dumps(found, indent=1))
     else:

@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    plan = plain(load("slurm.plan:make_plan")(args.scale, k=args.k, mfu=args.mfu, price_usd=args.price))
+    plan = plain(load("slurm.plan.plan:make_plan")(args.scale, k=args.k, mfu=args.mfu, price_usd=args.price))
     print(json.dumps(plan, indent=1, allow_nan=False) if args.json else to_text(plan))
     return 0
 

@@ -90,5 +90,5 @@ def run(args: argparse.Namespace) -> int:
         from_scratch=args.from_scratch,
         budget=args.scale,
     )
-    code: int = load("slurm.local:run_phases")(phases)
+    code: int = load("slurm.phases:run_phases")(phases)
     return code

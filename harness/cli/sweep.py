@@ -16,8 +16,8 @@ from harness.config import load, plain
 from harness.errors import InputError
 
 if TYPE_CHECKING:
-    from slurm.sweep import Sweep
-    from slurm.watch import Status, Watcher
+    from slurm.execution.sweep import Sweep
+    from slurm.execution.watch import Status, Watcher
 
 HELP = "run an experiment as jobs of a cluster: submit, status, watch, cancel, resume, logs, clean"
 
@@ -92,14 +92,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.action == "submit":
         return _submit(args)
-    runs = [args.runs] if args.runs else load("slurm.cluster:shared_folders")()
-    sweep: Sweep = load("slurm.sweep:find")([load("slurm.sweep:sweeps_beside")(each) for each in runs], args.sweep)
+    runs = [args.runs] if args.runs else load("slurm.clusters.profiles:shared_folders")()
+    sweep: Sweep = load("slurm.execution.sweep:find")(
+        [load("slurm.execution.sweep:sweeps_beside")(each) for each in runs], args.sweep
+    )
     return _ACTIONS[args.action](sweep, args)
 
 
 def _submit(args: argparse.Namespace) -> int:
-    profile = load("slurm.cluster:find_profile")(args.cluster)
-    asked = load("slurm.submission:Asked")(
+    profile = load("slurm.clusters.profiles:find_profile")(args.cluster)
+    asked = load("slurm.execution.submission:Asked")(
         experiment=args.experiment,
         data=args.data,
         checkpoint=args.checkpoint,
@@ -112,9 +114,11 @@ def _submit(args: argparse.Namespace) -> int:
     )
     settings = dict(parallel=args.parallel, minutes=args.minutes)
     if args.dry_run:
-        print(load("slurm.submission:describe")(asked, profile, **settings))
+        print(load("slurm.execution.submission:describe")(asked, profile, **settings))
         return 0
-    sweep = load("slurm.submission:create")(asked, profile, dirty=args.dirty, online=args.allow_download, **settings)
+    sweep = load("slurm.execution.submission:create")(
+        asked, profile, dirty=args.dirty, online=args.allow_download, **settings
+    )
     return _resume(sweep, args)
 
 
@@ -124,16 +128,16 @@ def _resume(sweep: Sweep, args: argparse.Namespace) -> int:
         raise InputError(f"sweep {sweep.header.id} was cleaned, its code is gone; submit the experiment again")
     if sweep.header.online:
         os.environ.pop("HF_HUB_OFFLINE", None)  # which this call has set, being without the option
-    if not load("slurm.launch:in_own_code")(sweep):
+    if not load("slurm.execution.launch:in_own_code")(sweep):
         return _in_its_code(sweep, args)
-    profile = load("slurm.cluster:find_profile")(sweep.header.cluster)
+    profile = load("slurm.clusters.profiles:find_profile")(sweep.header.cluster)
     watcher = _watcher(sweep)
     if sweep.header.cluster == "local":
         signal.signal(signal.SIGTERM, _as_interrupt)
         with load("harness.cli.sweep_view:live")() as show:
-            load("slurm.pool:run")(sweep, profile, lambda: show(watcher.status()))
+            load("slurm.execution.pool:run")(sweep, profile, lambda: show(watcher.status()))
         return _say(watcher.status())
-    launched = load("slurm.launch:launch")(sweep, profile)
+    launched = load("slurm.execution.launch:launch")(sweep, profile)
     jobs = sum(len(one.indices) for one in launched)
     print(f"{sweep.header.id}: {jobs} jobs in {len(launched)} arrays submitted to {sweep.header.cluster}")
     return _watch(sweep, args) if args.watch else 0
@@ -157,13 +161,13 @@ def _as_interrupt(*_: object) -> None:
 
 def _watcher(sweep: Sweep) -> Watcher:
     """What reads this sweep's state: from SLURM, or from the processes of this machine."""
-    watcher = load("slurm.watch:Watcher")
+    watcher = load("slurm.execution.watch:Watcher")
     if sweep.header.cluster == "local":
-        driven = load("slurm.pool:driven")
-        local: Watcher = watcher(sweep, load("slurm.pool:looker")(sweep), driven=lambda: driven(sweep))
+        driven = load("slurm.execution.pool:driven")
+        local: Watcher = watcher(sweep, load("slurm.execution.pool:looker")(sweep), driven=lambda: driven(sweep))
         return local
-    profile = load("slurm.cluster:find_profile")(sweep.header.cluster)
-    found: Watcher = watcher(sweep, load("slurm.queue:Queue")(profile).look)
+    profile = load("slurm.clusters.profiles:find_profile")(sweep.header.cluster)
+    found: Watcher = watcher(sweep, load("slurm.clusters.queue:Queue")(profile).look)
     return found
 
 
@@ -179,21 +183,23 @@ def _status(sweep: Sweep, args: argparse.Namespace) -> int:
 def _watch(sweep: Sweep, args: argparse.Namespace) -> int:
     watcher = _watcher(sweep)
     if getattr(args, "json", False):
-        for status in load("slurm.watch:watch")(watcher):
+        for status in load("slurm.execution.watch:watch")(watcher):
             print(json.dumps(plain(status) | {"counts": plain(status.counts)}), flush=True)
         return watcher.status().code
     with load("harness.cli.sweep_view:live")() as show:
-        for status in load("slurm.watch:watch")(watcher):
+        for status in load("slurm.execution.watch:watch")(watcher):
             show(status)
     return _say(watcher.status())
 
 
 def _cancel(sweep: Sweep, _: argparse.Namespace) -> int:
     if sweep.header.cluster == "local":
-        told = load("slurm.pool:stop")(sweep)
+        told = load("slurm.execution.pool:stop")(sweep)
         print(f"{sweep.header.id}: {len(told)} processes told to end")
         return 0
-    ended = load("slurm.launch:cancel")(sweep, load("slurm.cluster:find_profile")(sweep.header.cluster))
+    ended = load("slurm.execution.launch:cancel")(
+        sweep, load("slurm.clusters.profiles:find_profile")(sweep.header.cluster)
+    )
     print(f"{sweep.header.id}: {ended} jobs cancelled")
     return 0
 
@@ -203,7 +209,7 @@ def _clean(sweep: Sweep, _: argparse.Namespace) -> int:
         status = _watcher(sweep).settled()
         if status.problem:
             raise InputError(status.problem)
-        live = [row for row in status.rows if row.state in load("slurm.watch:LIVE") or row.state == "held"]
+        live = [row for row in status.rows if row.state in load("slurm.execution.watch:LIVE") or row.state == "held"]
         if live:
             raise InputError(
                 f"{len(live)} jobs of sweep {sweep.header.id} wait or run; `refrag-bench sweep cancel` ends them"
@@ -214,7 +220,7 @@ def _clean(sweep: Sweep, _: argparse.Namespace) -> int:
 
 
 def _logs(sweep: Sweep, args: argparse.Namespace) -> int:
-    print(load("slurm.logs:read")(sweep, _watcher(sweep), args.job), end="")
+    print(load("slurm.execution.logs:read")(sweep, _watcher(sweep), args.job), end="")
     return 0
 
 

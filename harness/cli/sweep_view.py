@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from slurm.watch import Row, Status
+    from slurm.execution.watch import Row, Status
 
 STYLES = {"running": "cyan", "done": "green", "failed": "red", "cancelled": "red", "lost": "red", "held": "yellow"}
 SHOWN = 20  # rows of one state

@@ -237,7 +237,8 @@ def _full_sizes() -> dict[str, dict[str, int]]:
     from refrag_v1.model import RefragV1, RefragV1Config
     from refrag_v1.policy import Policy as CoinPolicy
     from refrag_v1.policy import PolicyConfig as CoinConfig
-    from slurm.plan import build_parts, paper
+    from slurm.plan.parts import build_parts
+    from slurm.plan.scales import paper
 
     parts = build_parts(paper(K))
     with _meta():

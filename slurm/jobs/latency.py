@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from harness.model.load import Decoder
     from harness.protocol import Usage
-    from slurm.lanes import Lane
+    from slurm.latency.lanes import Lane
     from suites.latency import Ids, Workload
 
 JOURNAL = "latency.jsonl"
@@ -91,7 +91,7 @@ class LatencyJob:
         missing = [load for load in self._workloads() if (load.length, load.batch) not in there]
         if not missing:
             return journal
-        from slurm.lanes import build_lanes
+        from slurm.latency.lanes import build_lanes
 
         decoder, tokenizer = self._decoder()
         lanes = build_lanes(self.shape, decoder)
@@ -210,7 +210,7 @@ class LatencyJob:
         """Seconds from questions to the passages' numbers, as many as the longest context holds."""
         import torch
 
-        from slurm.search import build_search, search_work
+        from slurm.latency.search import build_search, search_work
 
         search = build_search(self.indexed, VOCABULARY, device, getattr(torch, self.dtype), self.seed)
         best = min(self.indexed, max(self.lengths) // self.passage_tokens)

@@ -257,7 +257,7 @@ class TrainJob:
         from harness.train.loop import train
         from harness.train.recompute import recompute_activations
         from harness.train.sharding import gathered
-        from slurm.utilisation import peak_flops, with_mfu
+        from slurm.plan.utilisation import peak_flops, with_mfu
 
         torch.set_num_threads(1)  # the order of sums, and so the weights, must not depend on the machine's cores
         model, tokenizer = recipe.open(start)

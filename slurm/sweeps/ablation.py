@@ -23,7 +23,7 @@ from slurm.jobs.evaluate import EvaluateJob
 from slurm.jobs.losses import LossesJob, Training
 from slurm.jobs.tables import TablesJob
 from slurm.jobs.train import TrainJob
-from slurm.local import Phase
+from slurm.phases import Phase
 from slurm.sweeps.tiny import ANSWER_TOKENS, train_phase
 
 SEEDS = (0, 1, 2)

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from slurm.local import Phase
+from slurm.phases import Phase
 from slurm.sweeps.ablation import ablate, settings_of
 
 NAME = "curriculum"

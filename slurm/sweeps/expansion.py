@@ -42,7 +42,7 @@ from slurm.jobs.compare import CompareJob, Way
 from slurm.jobs.data import WorldJob
 from slurm.jobs.evaluate import EvaluateJob
 from slurm.jobs.tables import TablesJob
-from slurm.local import Phase
+from slurm.phases import Phase
 from slurm.sweeps.tiny import ANSWER_TOKENS, MOST, NOTHING, RATES, refrag_training, train_phase
 
 NAME = "expansion"

@@ -19,7 +19,7 @@ from pathlib import Path
 from harness.errors import InputError
 from slurm.jobs.curves import CurvesJob
 from slurm.jobs.train import TrainJob
-from slurm.local import Phase
+from slurm.phases import Phase
 
 NAME = "fsdp"
 NODES, TASKS_PER_NODE = 2, 2

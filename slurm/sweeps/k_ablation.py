@@ -16,7 +16,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
-from slurm.local import Phase
+from slurm.phases import Phase
 from slurm.sweeps.ablation import ablate, settings_of
 
 NAME = "k_ablation"

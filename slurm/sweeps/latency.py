@@ -19,7 +19,7 @@ from typing import Any
 from harness.errors import InputError
 from slurm.jobs.latency import JOURNAL, LatencyJob
 from slurm.jobs.tables import LatencyTablesJob
-from slurm.local import Phase
+from slurm.phases import Phase
 
 NAME = "latency"
 # What is worth most comes first: a job that is cut off leaves a valid table.

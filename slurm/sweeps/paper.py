@@ -37,8 +37,8 @@ from refrag_v2.paper_scale import RATES, STAGES
 from refrag_v2.paper_stages import SMOKE
 from slurm.jobs.data import WorldJob
 from slurm.jobs.train import TrainJob
-from slurm.local import Phase
-from slurm.plan import make_plan
+from slurm.phases import Phase
+from slurm.plan.plan import make_plan
 from slurm.sweeps.main_table import SMOKE_LIMIT, table
 from slurm.sweeps.tiny import POLICY, every_system, rag_training, train_phase
 

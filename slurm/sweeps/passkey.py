@@ -27,7 +27,7 @@ from harness.errors import InputError
 from slurm.jobs.evaluate import EvaluateJob
 from slurm.jobs.tables import TablesJob
 from slurm.jobs.train import TrainJob
-from slurm.local import Phase
+from slurm.phases import Phase
 from slurm.sweeps.tiny import NOTHING, train_phase
 
 NAME = "passkey"

@@ -34,7 +34,7 @@ from slurm.jobs.losses import LossesJob, Training
 from slurm.jobs.perplexity import PerplexityJob
 from slurm.jobs.tables import TextTablesJob
 from slurm.jobs.train import TrainJob
-from slurm.local import Phase
+from slurm.phases import Phase
 from slurm.sweeps.on_text import asked, called
 from slurm.sweeps.tiny import train_phase
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from slurm.jobs.data import RetrieveJob
 from slurm.jobs.evaluate import EvaluateJob
 from slurm.jobs.tables import TablesJob
-from slurm.local import Phase
+from slurm.phases import Phase
 from slurm.sweeps.tiny import rag_training, train_phase
 
 NAME = "real"

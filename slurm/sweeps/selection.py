@@ -21,7 +21,7 @@ from slurm.jobs.data import WorldJob
 from slurm.jobs.evaluate import EvaluateJob
 from slurm.jobs.tables import TablesJob
 from slurm.jobs.train import TrainJob
-from slurm.local import Phase
+from slurm.phases import Phase
 from slurm.sweeps import tiny
 from slurm.sweeps.tiny import ANSWER_TOKENS, MOST, SHARE, suffix, train_phase
 

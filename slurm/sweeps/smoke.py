@@ -17,7 +17,7 @@ from typing import Any
 
 from harness.errors import InputError, unknown
 from slurm.jobs.count import CountJob
-from slurm.local import Phase
+from slurm.phases import Phase
 
 NAME = "smoke"
 JOBS = 20

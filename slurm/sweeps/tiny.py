@@ -31,7 +31,7 @@ from slurm.jobs.evaluate import EvaluateJob
 from slurm.jobs.race import RaceJob
 from slurm.jobs.tables import ReplicationJob, ReportJob, TablesJob
 from slurm.jobs.train import TrainJob
-from slurm.local import Phase
+from slurm.phases import Phase
 
 NAME, SELECTION, SYSTEMS = "tiny", "tiny-selection", "tiny-systems"
 SUITES = ("nq", "triviaqa", "popqa")

@@ -36,7 +36,10 @@ from harness.model.chunking import encoder_inputs, retokenised_inputs
 from harness.train.chunk_rows import condense, expand_each, lay_out
 from harness.train.rows import Batch, Row
 from refrag_v2 import paper_scale
-from slurm.plan import build_parts, example_flops, paper, read
+from slurm.plan.flops import example_flops
+from slurm.plan.parts import build_parts
+from slurm.plan.reading import read
+from slurm.plan.scales import paper
 
 MFU = 0.4
 K = 16

@@ -4,7 +4,7 @@ Both train everything with AdamW for as many steps on the same decoder: ours by 
 it goes; Trainer on ready rows of as many tokens in all. A token of context counts as one whether it stands as itself or
 in a chunk, so the ratio says what compression gives a training, and what the encoder and our loop cost. Neither saves.
 
-MFU is model FLOPs (``slurm.utilisation``) over time and over the fastest matrix product of the same process
+MFU is model FLOPs (``slurm.plan.utilisation``) over time and over the fastest matrix product of the same process
 (``harness.roofline``): the gap to the FLOP bound is what is missing to 1. It is no share of the work saved: a way that
 does less work per token can be faster at a lower MFU.
 """
@@ -26,7 +26,7 @@ from harness.train.loop import train
 from harness.train.stage import AdamW, Stage
 from refrag_v2.model import Refrag, RefragConfig
 from refrag_v2.recipe import RefragRecipe
-from slurm.utilisation import Arithmetic
+from slurm.plan.utilisation import Arithmetic
 
 BATCH, CONTEXT, K, STEPS, LR = 4, 256, 16, 2, 1e-4
 WIDTHS = {"cpu": (256, 4), "cuda": (2048, 16)}  # width, layers

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from harness.errors import InputError
-from slurm.cluster import SlurmProfile
-from slurm.shapes import Shape
+from slurm.clusters.profiles import SlurmProfile
+from slurm.clusters.shapes import Shape
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,9 +25,9 @@ from pathlib import Path
 
 from harness.errors import InputError
 from harness.files import write_atomically
-from slurm import daemons, local_conf
-from slurm.daemons import Daemon
-from slurm.local_conf import NODES, Setup
+from slurm.local_cluster import conf, daemons
+from slurm.local_cluster.conf import NODES, Setup
+from slurm.local_cluster.daemons import Daemon
 
 # Every binary that is called, and the Debian package that has it.
 PACKAGES: Mapping[str, str] = {
@@ -183,23 +183,23 @@ def _begin(folder: Path) -> None:
         (folder / name).mkdir()
     for node in NODES:
         (folder / "spool" / node).mkdir()
-    for index in range(local_conf.GPUS):
+    for index in range(conf.GPUS):
         (folder / "gpu" / f"nvidia{index}").symlink_to(os.devnull)
     setup = Setup(
         folder=folder,
         host=socket.gethostname().partition(".")[0],
         user=_user(),
-        ports=_free_ports(local_conf.port_names()),
+        ports=_free_ports(conf.port_names()),
         first_job_id=int(time.time()) % 50_000_000 + 1,
         password=secrets.token_hex(16),
     )
     etc = folder / "etc"
-    write_atomically(etc / "slurm.conf", local_conf.slurm_conf(setup))
-    write_atomically(etc / "gres.conf", local_conf.gres_conf(setup))
+    write_atomically(etc / "slurm.conf", conf.slurm_conf(setup))
+    write_atomically(etc / "gres.conf", conf.gres_conf(setup))
     for name, text in (
-        ("slurmdbd.conf", local_conf.slurmdbd_conf(setup)),
-        ("mariadb.cnf", local_conf.mariadb_cnf(setup)),
-        ("init.sql", local_conf.init_sql(setup)),
+        ("slurmdbd.conf", conf.slurmdbd_conf(setup)),
+        ("mariadb.cnf", conf.mariadb_cnf(setup)),
+        ("init.sql", conf.init_sql(setup)),
     ):
         (etc / name).touch(mode=0o600)
         (etc / name).write_text(text)
@@ -357,11 +357,11 @@ def _kill_job_processes(folder: Path) -> None:
 
     Only what this cluster started has both its SLURM_CONF and a job's id in the environment; a keeper has the former.
     """
-    conf = f"SLURM_CONF={environment(folder)['SLURM_CONF']}"
+    mark = f"SLURM_CONF={environment(folder)['SLURM_CONF']}"
     deadline = time.monotonic() + STOP_S
     while time.monotonic() < deadline:
-        left = [pid for pid in daemons.with_environment(conf) if Path(daemons.command(pid)).name.startswith(_KEEPER)]
-        left += daemons.with_environment(conf, "SLURM_JOB_ID=")
+        left = [pid for pid in daemons.with_environment(mark) if Path(daemons.command(pid)).name.startswith(_KEEPER)]
+        left += daemons.with_environment(mark, "SLURM_JOB_ID=")
         if not left:
             return
         for pid in left:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from harness.errors import InputError
 from harness.files import write_atomically
-from slurm.cluster import LocalProfile, SlurmProfile, find_profile
+from slurm.clusters.profiles import LocalProfile, SlurmProfile, find_profile
 
 ANSWER_S = 30  # what a command may take
 NODE_S = 10  # what a node may take to become free for the check of the shared folder

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import InputError
-from slurm import attempt
-from slurm.arrays import Member
-from slurm.queue import LOST_S, Entry
-from slurm.sweep import Sweep
+from slurm.clusters.queue import LOST_S, Entry
+from slurm.execution import attempt
+from slurm.execution.arrays import Member
+from slurm.execution.sweep import Sweep
 
 POLL_S = 10.0  # between two questions to the controller
 LIVE = ("waiting", "pending", "running")  # waiting for an earlier phase, for a place, computing

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from harness.errors import InputError
-from slurm.cluster import SlurmProfile
+from slurm.clusters.profiles import SlurmProfile
 
 ANSWER_S = 30
 LOST_S = 20.0  # unknown for longer than this: accounting lags by some seconds

@@ -8,7 +8,7 @@
     <sweeps>/<id>/launches.jsonl   a line per array that was submitted: SLURM's id, phase, the jobs in it, when
     <sweeps>/<id>/lock             held, and who holds it, while somebody submits, cancels or drives it
     <sweeps>/<id>/log/             the jobs' output, one folder per launch and array
-    <sweeps>/jobs/<digest>/        a job's attempts, progress and result (slurm/attempt.py), whatever sweep it is in
+    <sweeps>/jobs/<digest>/        a job's attempts, progress and result (attempt.py), whatever sweep it is in
 
 ``sweeps`` stands beside the folder of runs, not in it: a worktree holds accepted records, which are nobody's runs.
 """
@@ -30,11 +30,11 @@ from typing import Any
 from harness.config import canonical_json, digest, plain
 from harness.errors import Busy, InputError, unknown
 from harness.files import write_atomically
-from slurm import attempt
-from slurm.arrays import Member
 from slurm.checkout import ROOT
-from slurm.local import Job, Phase
-from slurm.shapes import Shape, shape_of
+from slurm.clusters.shapes import Shape, shape_of
+from slurm.execution import attempt
+from slurm.execution.arrays import Member
+from slurm.phases import Job, Phase
 
 FOLDER, LOCK = "sweeps", "lock"
 

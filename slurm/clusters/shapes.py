@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.errors import InputError
-from slurm.cluster import SlurmProfile
+from slurm.clusters.profiles import SlurmProfile
 
 # Before SLURM ends a job or gives its place away: time to write a checkpoint.
 SIGNAL_S = 120

@@ -16,13 +16,13 @@ from pathlib import Path
 
 from harness.errors import InputError
 from harness.files import write_atomically
-from slurm.arrays import Member
-from slurm.cluster import LocalProfile, gpus_here
-from slurm.launch import log_folder, plan
-from slurm.payload import Payload
-from slurm.queue import Entry
-from slurm.sweep import Launch, Sweep
-from slurm.watch import Look
+from slurm.clusters.profiles import LocalProfile, gpus_here
+from slurm.clusters.queue import Entry
+from slurm.execution.arrays import Member
+from slurm.execution.launch import log_folder, plan
+from slurm.execution.payload import Payload
+from slurm.execution.sweep import Launch, Sweep
+from slurm.execution.watch import Look
 
 TICK_S = 0.2
 DRIVER = "driver.pid"
@@ -122,7 +122,7 @@ def _start(sweep: Sweep, member: Member, log: Path, gpus: tuple[int, ...]) -> La
 
 
 def looker(sweep: Sweep) -> Look:
-    """What is known of a sweep's processes, as ``slurm.queue`` says it of jobs."""
+    """What is known of a sweep's processes, as ``slurm.clusters.queue`` says it of jobs."""
     here, gone = Entry(phase="running", state="RUNNING"), Entry(phase="ended", state="GONE")
     return lambda ids: {name: here if alive(int(name), sweep) else gone for name in ids}
 

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from harness.errors import InputError, unknown
-from slurm import local_cluster
+from slurm.local_cluster import cluster
 
 _SECRET = re.compile(r"SECRET|PASSW|PASSPHRASE|CREDENTIAL|API_?KEY|(^|_)(TOKEN|KEY)S?($|_)", re.IGNORECASE)
 _URI_WITH_SECRET = re.compile(r"://[^/]*@|[?&][^=&]*(key|token|passw|secret)[^=&]*=", re.IGNORECASE)
@@ -102,7 +102,7 @@ def _h100() -> SlurmProfile:
 
 def _slurm_local() -> Profile:
     """The test cluster of ``refrag-bench cluster up``, asked for exactly what ``h100`` asks for."""
-    return replace(_h100(), name="slurm-local", environment=local_cluster.environment(local_cluster.default_folder()))
+    return replace(_h100(), name="slurm-local", environment=cluster.environment(cluster.default_folder()))
 
 
 PROFILES: Mapping[str, Callable[[], Profile]] = {"local": _local, "h100": _h100, "slurm-local": _slurm_local}

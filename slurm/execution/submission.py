@@ -14,14 +14,15 @@ from harness.cli.catalog import EXPERIMENTS, find
 from harness.cli.plan import PRICE_USD
 from harness.config import plain
 from harness.errors import InputError
-from slurm import checkout, queue
-from slurm.arrays import Member, arrays, cost
-from slurm.cluster import LocalProfile, Profile, SlurmProfile, gpus_here
-from slurm.cluster_checks import check_before_submission
-from slurm.launch import read_asked
-from slurm.local import Phase
-from slurm.shapes import sbatch_parameters
-from slurm.sweep import Header, Sweep, members_of, new_id, sweeps_beside
+from slurm import checkout
+from slurm.clusters import queue
+from slurm.clusters.checks import check_before_submission
+from slurm.clusters.profiles import LocalProfile, Profile, SlurmProfile, gpus_here
+from slurm.clusters.shapes import sbatch_parameters
+from slurm.execution.arrays import Member, arrays, cost
+from slurm.execution.launch import read_asked
+from slurm.execution.sweep import Header, Sweep, members_of, new_id, sweeps_beside
+from slurm.phases import Phase
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Give a sweep to SLURM: all of its phases at once, each held until the one before it has succeeded.
 
-Submission itself is submitit's; what is asked for is in ``slurm.shapes`` and ``slurm.arrays``. Launching again is how a
-sweep is resumed: what is done or still in the queue is left alone, the rest is submitted anew.
+Submission itself is submitit's; what is asked for is in ``slurm.clusters.shapes`` and ``slurm.execution.arrays``.
+Launching again is how a sweep is resumed: what is done or still in the queue is left alone, the rest is submitted anew.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from harness.cli.catalog import EXPERIMENTS, find
 from harness.errors import InputError
-from slurm import queue
-from slurm.arrays import Array, Member, arrays
 from slurm.checkout import ROOT
-from slurm.cluster import SlurmProfile, is_secret
-from slurm.payload import Payload
-from slurm.shapes import sbatch_parameters
-from slurm.sweep import Launch, Sweep
-from slurm.watch import LIVE, Watcher
+from slurm.clusters import queue
+from slurm.clusters.profiles import SlurmProfile, is_secret
+from slurm.clusters.shapes import sbatch_parameters
+from slurm.execution.arrays import Array, Member, arrays
+from slurm.execution.payload import Payload
+from slurm.execution.sweep import Launch, Sweep
+from slurm.execution.watch import LIVE, Watcher
 
 if TYPE_CHECKING:
     from submitit import SlurmExecutor

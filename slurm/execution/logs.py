@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness.errors import InputError
-from slurm import attempt
-from slurm.arrays import Member
-from slurm.sweep import Sweep
-from slurm.watch import Watcher
+from slurm.execution import attempt
+from slurm.execution.arrays import Member
+from slurm.execution.sweep import Sweep
+from slurm.execution.watch import Watcher
 
 
 def read(sweep: Sweep, watcher: Watcher, index: int | None) -> str:

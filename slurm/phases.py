@@ -1,4 +1,4 @@
-"""Run an experiment's phases here, one job after another, with a progress bar each."""
+"""What is an experiment? Phases of jobs; and how they run here, one job after another, with a progress bar each."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """What share of a device's peak does a training reach? Model FLOPs of its batches over time and peak (MFU).
 
-FLOPs are counted as in ``slurm.plan`` (PaLM, appendix B: 2, 4 or 6 per weight and position by what is trained, all
-positions of a window attended to, nothing recomputed), but from the batches as they come: padding is no work. A row of
-n positions is a window of n; sums of n and n^2 stay on the device until somebody asks, so that counting waits for
+FLOPs are counted as in ``slurm.plan.flops`` (PaLM, appendix B: 2, 4 or 6 per weight and position by what is trained,
+all positions of a window attended to, nothing recomputed), but from the batches as they come: padding is no work. A row
+of n positions is a window of n; sums of n and n^2 stay on the device until somebody asks, so that counting waits for
 nothing.
 
     FLOPs = sum over parts of  w matrix sum(n) + a layers attention sum(n^2)
@@ -17,7 +17,8 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from slurm.plan import ATTENTION_FLOPS, FLOW, WEIGHT_FLOPS, Part, Use, measure
+from slurm.plan.flops import ATTENTION_FLOPS, FLOW, WEIGHT_FLOPS, Use
+from slurm.plan.parts import Part, measure
 
 if TYPE_CHECKING:
     import torch

@@ -27,9 +27,9 @@ from typing import Any
 from harness.errors import Busy, InputError, Interrupted
 from harness.record import RunRecord
 from harness.train.ranks import here
-from slurm.attempt import LOOK_S, Attempt, Claim, Fenced
+from slurm.execution.attempt import LOOK_S, Attempt, Claim, Fenced
+from slurm.execution.sweep import Sweep
 from slurm.jobs import Progress
-from slurm.sweep import Sweep
 
 OVERTAKEN = 75  # EX_TEMPFAIL
 REQUEUED_S = 60  # until SLURM has ended a job that asked for its requeue
@@ -55,7 +55,7 @@ class Payload:
         told = _listen()
         sweep = Sweep.open(self.sweeps / self.name)
         member = sweep.members()[self.index]
-        if Path(__file__).resolve().parents[1] != sweep.code.resolve():
+        if Path(__file__).resolve().parents[2] != sweep.code.resolve():
             raise InputError(f"sweep {self.name} runs {sweep.code}, but {__file__} was imported")
         claim = Claim(sweep.state(member), Attempt.here(self.name, self.launch), leads=here().rank == 0)
         try:

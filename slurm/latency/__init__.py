@@ -1,0 +1,1 @@
+"""What the latency lab times: systems around one decoder of random weights, and a search."""
