@@ -42,7 +42,9 @@ def start(folder: Path, daemon: Daemon, environment: Mapping[str, str]) -> None:
             env={**os.environ, **environment},
             start_new_session=True,
         )
-    # The command as it was given: the kernel may not show it yet.
+    # The kernel shows no command line for a moment: whoever asks whether it is alive would be told no.
+    while process.poll() is None and not command(process.pid):
+        time.sleep(POLL_S / 10)
     given = "".join(f"{word}\0" for word in daemon.command)
     known = {"pid": process.pid, "started": _started(process.pid), "command": given}
     write_atomically(_pid_file(folder, daemon.name), json.dumps(known))
