@@ -17,8 +17,7 @@ from harness.config import plain
 from harness.files import write_atomically
 from harness.model.chunking import split
 from harness.protocol import LogLikelihood, TokenBlock
-from harness.record import Journal, RunRecord, RunSpec, WindowSpec
-from harness.run import join
+from harness.record import Journal, RunRecord, RunSpec, WindowSpec, join, publish
 from harness.summary import summarise
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ def measure(
     """
     folder = spec.folder(runs)
     if (folder / "record.json").exists():
-        return join(RunRecord.read(folder), (experiment,), folder)
+        return join(folder, (experiment,))
     windows = suite.windows
     folder.mkdir(parents=True, exist_ok=True)
     header = {"n_examples": len(windows), "spec": plain(spec)}
@@ -94,8 +93,7 @@ def measure(
         timings={},
         provenance=provenance.collect(str(device)),
     )
-    record.write(folder)
-    return record
+    return publish(record, folder)
 
 
 def _score_batch(system: LogLikelihood[Any], suite: Windows, batch: Sequence[Window]) -> list[dict[str, Any]]:
