@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from harness import provenance
 from harness.config import plain
+from harness.errors import headline
 from harness.files import write_atomically
 from harness.model.chunking import split
 from harness.protocol import LogLikelihood, TokenBlock
@@ -104,8 +105,7 @@ def _score_batch(system: LogLikelihood[Any], suite: Windows, batch: Sequence[Win
         context = system.encode_tokens([_passages(window.context, suite.spec.passage) for window in batch])
         log_p = [row.tolist() for row in system.log_probabilities(questions, continuations, context)]
     except (RuntimeError, MemoryError) as error:  # what torch raises when the device fails or is full
-        message = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        return [{**row, "error": message} for row in known]
+        return [{**row, "error": headline(error)} for row in known]
     usages = system.usage(questions, context, max_new_tokens=max(map(len, continuations)))
     return [
         {**row, "nll": -sum(of_one), "scores": suite.score(of_one), "usage": plain(usage)}

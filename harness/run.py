@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness import metrics, provenance, timing
 from harness.config import plain
-from harness.errors import InputError
+from harness.errors import InputError, headline
 from harness.files import append, write_atomically
 from harness.protocol import Example, Suite, System
 from harness.record import Journal, RunRecord, RunSpec, join, publish
@@ -104,8 +104,7 @@ def _run_batch(
             system.pad_id,
         )
     except (RuntimeError, MemoryError) as error:  # what torch raises when the device fails or is full
-        message = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        return [{**row, "error": message} for row in known], None
+        return [{**row, "error": headline(error)} for row in known], None
     usages = system.usage(questions, timed.context, max_new_tokens=max_new_tokens)
     texts = system.text(timed.columns)
     return [

@@ -12,7 +12,7 @@ from fakes import spec
 
 from harness.likelihood import Progress, Window, measure
 from harness.protocol import TokenBlock, Usage
-from harness.record import RunRecord, RunSpec, WindowSpec
+from harness.record import RunRecord, RunSpec, WindowSpec, read_rows
 
 WINDOWS = WindowSpec(
     name="windows",
@@ -44,8 +44,11 @@ class TwoTokens:
         return {"nll": -sum(log_p) / len(log_p)}
 
 
+@dataclass
 class Certain:
-    """Gives every token a probability of a half."""
+    """Gives every token a probability of a half, unless it fails at a window."""
+
+    error: Exception | None = None
 
     def encode_tokens(self, passages: Sequence[Sequence[TokenBlock]]) -> int:
         return len(passages)
@@ -53,15 +56,19 @@ class Certain:
     def log_probabilities(
         self, questions: Sequence[str], continuations: Sequence[Sequence[int]], context: int
     ) -> list[torch.Tensor]:
+        if self.error and [5, 5] in continuations:
+            raise self.error
         return [torch.full((len(row),), 0.5).log() for row in continuations]
 
     def usage(self, questions: Sequence[str], context: int, *, max_new_tokens: int) -> list[Usage]:
         return [Usage(decoder_positions=6, passages_read=2) for _ in questions]
 
 
-def run(runs: Path, experiment: str = "ours", progress: Progress | None = None) -> RunRecord:
+def run(
+    runs: Path, experiment: str = "ours", progress: Progress | None = None, error: Exception | None = None
+) -> RunRecord:
     return measure(
-        cell(), TwoTokens(), Certain(), runs, experiment=experiment, device=torch.device("cpu"), progress=progress
+        cell(), TwoTokens(), Certain(error), runs, experiment=experiment, device=torch.device("cpu"), progress=progress
     )
 
 
@@ -73,6 +80,23 @@ def test_a_record_holds_every_window(tmp_path: Path) -> None:
     record = run(tmp_path)
     assert (record.n_examples, record.n_errors) == (10, 0)
     assert record.metrics["nll"]["mean"] == pytest.approx(0.6931472)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RuntimeError("device on fire\nat line 3"), "RuntimeError: device on fire"),
+        (MemoryError(), "MemoryError: "),
+    ],
+)
+def test_a_failing_batch_is_an_error_in_its_rows_and_in_no_mean(tmp_path: Path, error: Exception, message: str) -> None:
+    record = run(tmp_path, error=error)
+    rows = read_rows(cell().folder(tmp_path) / "predictions.jsonl", cell().run_id)
+    assert {row["id"]: row["error"] for row in rows if "error" in row} == dict.fromkeys(
+        ["w4", "w5", "w6", "w7"], message
+    )
+    assert not any("nll" in row for row in rows[4:8])
+    assert (record.n_errors, record.metrics["nll"]["n"]) == (4, 6)
 
 
 def test_a_finished_run_joins_another_table(tmp_path: Path) -> None:
