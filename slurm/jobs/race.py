@@ -44,6 +44,11 @@ class RaceJob:
         return f"time to the first token, {len(self.cells)} systems interleaved"
 
     def run(self, progress: Progress | None = None) -> list[RunRecord]:
+        """Race, unless the records of just this race are there: they join ``experiments``. A record per cell, in order.
+
+        Times are in seconds, ratios without a unit. ``progress`` counts prompts. Raises ``InputError`` where there is
+        no prompt beyond those that warm up, and where the cells do not see the same prompts.
+        """
         from harness.race import WARM_UP, race
 
         cells = [job.open() for job in self.cells]

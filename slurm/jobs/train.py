@@ -96,6 +96,10 @@ class TrainJob:
     loaders: int = 0
 
     def recipe(self) -> Recipe:
+        """The recipe of this stage at this scale, with the job's own seed if it has one.
+
+        Raises ``InputError`` naming the valid ones for an unknown system, stage or scale.
+        """
         stages = find("system", RECIPES, self.system)
         scales = find(f"stage of {self.system}", stages, self.stage)
         if self.scale not in scales:
