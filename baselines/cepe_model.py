@@ -129,6 +129,10 @@ class CrossAttention(nn.Module):
         return self._heads(keys, self.n_kv_heads), self._heads(values, self.n_kv_heads)
 
     def forward(self, x_BTE: Tensor, block: KeysValues, context: Context) -> Tensor:
+        """Decoder states (B, T, E) plus what they read of this block's keys and values (B, G, P, D).
+
+        A row of which ``context`` shows no position stays as it is.
+        """
         keys_BGPD, values_BGPD = block
         read_BHTD = F.scaled_dot_product_attention(
             self._heads(self.q_proj(self.layernorm(x_BTE)), self.n_heads),

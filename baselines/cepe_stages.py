@@ -30,9 +30,9 @@ from baselines.cepe_model import CepeConfig
 from harness.data.world import memory_practice
 from harness.data.world.practice import Exercise, Practice, Reading
 from harness.model.chunking import split
-from harness.train.distributed import anywhere, mean
-from harness.train.losses import mean_of, token_losses
-from harness.train.rows import IGNORED, Batch, Row, collate_tokens
+from harness.train.distributed import mean
+from harness.train.losses import mean_losses, token_losses
+from harness.train.rows import Batch, Row, collate_tokens
 from harness.train.stage import Muon, Schedule, Stage
 from harness.train.text_scales import TEXT_SCALES, TextScale
 
@@ -96,11 +96,7 @@ class CepeRecipe:
         def loss(model: nn.Module, batch: Batch) -> Tensor:
             cepe = cast("Cepe", model)
             logits = read_passages(cepe, batch)
-            losses, answers = token_losses(logits, batch["labels"]), batch["is_answer"][:, 1:]
-            total = mean_of(losses[answers])
-            others = (batch["labels"][:, 1:] != IGNORED) & ~answers
-            if self.language_weight and anywhere(bool(others.any())):  # all that the decoder reads may be an answer
-                total = total + self.language_weight * mean_of(losses[others])
+            total = mean_losses(token_losses(logits, batch["labels"]), batch, self.language_weight)
             if self.kl_weight:
                 total = total + self.kl_weight * divergence_from_tokens(cepe, batch, logits)
             return total

@@ -40,6 +40,11 @@ class TransformersGenerate:
     def generate(
         self, questions: Sequence[str], context: list[list[list[int]]], *, max_new_tokens: int
     ) -> Iterator[Tensor]:
+        """The columns (B,) of token ids that ``transformers`` decides on, greedily, as soon as it has each.
+
+        ``context`` is that of ``encode``. It runs in a thread of its own, and what it raises is raised here. A caller
+        that stops early waits until it has ended.
+        """
         from transformers import GenerationConfig
 
         prompts, _ = self.layout.prompts(questions, context, max_new_tokens)

@@ -38,3 +38,8 @@ def unknown(kind: str, name: str, valid: Iterable[str]) -> InputError:
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
     return InputError(f"unknown {kind} {name!r}{hint}; valid choices: {', '.join(names) or 'none'}")
+
+
+def headline(error: BaseException) -> str:
+    """An error's type and the first line of its message: what stands in the journal for an example that raised."""
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"

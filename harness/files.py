@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 
@@ -23,6 +26,18 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         if isinstance(error, OSError):
             error.filename = str(path)
         raise
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Alone among all processes, and threads, that ask for the lock file ``path``; waits for whoever has it.
+
+    For the moment between reading a file and writing it anew. The lock file stays, empty: were it deleted, two could
+    hold it at once. It ends with its process. Raises ``OSError`` where the file cannot be made.
+    """
+    with path.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def append(file: FileIO, data: bytes) -> None:

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from harness import provenance
 from harness.config import plain
+from harness.errors import headline
 from harness.files import write_atomically
 from harness.model.chunking import split
 from harness.protocol import LogLikelihood, TokenBlock
-from harness.record import Journal, RunRecord, RunSpec, WindowSpec
-from harness.run import join
+from harness.record import Journal, RunRecord, RunSpec, WindowSpec, join, publish
 from harness.summary import summarise
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def measure(
     """
     folder = spec.folder(runs)
     if (folder / "record.json").exists():
-        return join(RunRecord.read(folder), (experiment,), folder)
+        return join(folder, (experiment,))
     windows = suite.windows
     folder.mkdir(parents=True, exist_ok=True)
     header = {"n_examples": len(windows), "spec": plain(spec)}
@@ -94,8 +94,7 @@ def measure(
         timings={},
         provenance=provenance.collect(str(device)),
     )
-    record.write(folder)
-    return record
+    return publish(record, folder)
 
 
 def _score_batch(system: LogLikelihood[Any], suite: Windows, batch: Sequence[Window]) -> list[dict[str, Any]]:
@@ -106,8 +105,7 @@ def _score_batch(system: LogLikelihood[Any], suite: Windows, batch: Sequence[Win
         context = system.encode_tokens([_passages(window.context, suite.spec.passage) for window in batch])
         log_p = [row.tolist() for row in system.log_probabilities(questions, continuations, context)]
     except (RuntimeError, MemoryError) as error:  # what torch raises when the device fails or is full
-        message = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        return [{**row, "error": message} for row in known]
+        return [{**row, "error": headline(error)} for row in known]
     usages = system.usage(questions, context, max_new_tokens=max(map(len, continuations)))
     return [
         {**row, "nll": -sum(of_one), "scores": suite.score(of_one), "usage": plain(usage)}

@@ -3,6 +3,7 @@
     runs/<suite>/<system>/<run_id>/spec.json          written first
     runs/<suite>/<system>/<run_id>/predictions.jsonl  append-only journal, handed over per batch
     runs/<suite>/<system>/<run_id>/record.json        written last, by rename: its presence is what "done" means
+    runs/<suite>/<system>/<run_id>/.record.lock       held while a record is read and written anew; empty
 
 Everything that can move a number is in the spec, and ``run_id`` is its digest. The journal holds nothing that
 differs between two equal runs (no times, no dates), so it can be compared byte by byte. Every row carries the
@@ -15,16 +16,17 @@ import fcntl
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from harness.config import digest, plain
 from harness.errors import Busy, InputError
-from harness.files import append, is_file_name, write_atomically
+from harness.files import append, is_file_name, locked, write_atomically
 
 SCHEMA_VERSION = 1
+_LOCK = ".record.lock"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +173,38 @@ class RunRecord:
     def write(self, folder: Path) -> None:
         """Put ``record.json`` into ``folder``, whole or not at all."""
         write_atomically(folder / "record.json", json.dumps(plain(self), indent=1, ensure_ascii=False) + "\n")
+
+
+def join(folder: Path, experiments: Sequence[str]) -> RunRecord:
+    """The finished run in ``folder``, as a member of ``experiments`` too.
+
+    Of several processes that do so at once every one has its way. Nothing is written where nothing is new.
+    """
+    record = RunRecord.read(folder)
+    if set(experiments) <= set(record.experiments):
+        return record
+    with locked(folder / _LOCK):
+        record = _member(RunRecord.read(folder), experiments)
+        record.write(folder)
+    return record
+
+
+def publish(record: RunRecord, folder: Path) -> RunRecord:
+    """Write the record of a run that has just ended, and return it as written.
+
+    Where another process has published the same run since, the new record has the experiments of both. Other notes
+    mean another measurement (a race notes what it was against), which is replaced.
+    """
+    with locked(folder / _LOCK):
+        if (folder / "record.json").exists() and list((there := RunRecord.read(folder)).notes) == list(record.notes):
+            record = _member(replace(record, experiments=there.experiments), record.experiments)
+        record.write(folder)
+    return record
+
+
+def _member(record: RunRecord, experiments: Sequence[str]) -> RunRecord:
+    """``record`` with ``experiments`` behind its own, each once."""
+    return replace(record, experiments=list(dict.fromkeys([*record.experiments, *experiments])))
 
 
 def read_rows(path: Path, run_id: str) -> list[dict[str, Any]]:

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import metrics, provenance, timing
 from harness.config import plain
-from harness.errors import InputError
+from harness.errors import InputError, headline
 from harness.files import append, write_atomically
 from harness.protocol import Example, Suite, System
-from harness.record import Journal, RunRecord, RunSpec
+from harness.record import Journal, RunRecord, RunSpec, join, publish
 from harness.summary import summarise
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ def evaluate(
     """
     folder = spec.folder(runs)
     if (folder / "record.json").exists():
-        return join(RunRecord.read(folder), (experiment,), folder)
+        return join(folder, (experiment,))
     examples = list(suite.examples())
     if not examples:
         raise InputError(f"suite {suite.name} has no examples (limit {spec.suite.limit})")
@@ -89,16 +88,7 @@ def evaluate(
         timings=_summarise_times(folder / "timings.jsonl") | {"peak_bytes": timing.peak_bytes(device)},
         provenance=provenance.collect(str(device)),
     )
-    record.write(folder)
-    return record
-
-
-def join(record: RunRecord, experiments: Sequence[str], folder: Path) -> RunRecord:
-    """A finished run, as a member of ``experiments`` too."""
-    if new := [name for name in experiments if name not in record.experiments]:
-        record = replace(record, experiments=[*record.experiments, *new])
-        record.write(folder)
-    return record
+    return publish(record, folder)
 
 
 def _run_batch(
@@ -114,8 +104,7 @@ def _run_batch(
             system.pad_id,
         )
     except (RuntimeError, MemoryError) as error:  # what torch raises when the device fails or is full
-        message = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        return [{**row, "error": message} for row in known], None
+        return [{**row, "error": headline(error)} for row in known], None
     usages = system.usage(questions, timed.context, max_new_tokens=max_new_tokens)
     texts = system.text(timed.columns)
     return [

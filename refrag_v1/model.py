@@ -141,6 +141,10 @@ class Projector(nn.Module):
                 nn.init.eye_(self.skip.weight)
 
     def forward(self, states_NSD: Tensor, inputs: EncoderInputs) -> Tensor:
+        """Encoder states (N, S, D) of N windows to embeddings (M, E) of their M chunks, as ``inputs`` numbers them.
+
+        ``cls`` takes the state at the first position of each window, which then holds one chunk.
+        """
         if self.pooling == "cls":
             return self._mlp(states_NSD[:, 0])
         slots_MkD, _ = by_chunk(states_NSD, inputs, self.k)

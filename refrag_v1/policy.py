@@ -55,6 +55,7 @@ class Policy(nn.Module):
         self.out = nn.Linear(config.width, 1)
 
     def forward(self, chunks: Tensor) -> Tensor:
+        """A logit (...) of each of ``chunks`` (..., E): how much speaks for expanding it. RMS-normalised first."""
         length = chunks.shape[-1]
         logits: Tensor = self.out(F.relu(self.hidden(F.rms_norm(chunks, (length,)))))[..., 0]
         return logits

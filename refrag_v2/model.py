@@ -156,6 +156,11 @@ class Projector(nn.Module):
                 nn.init.eye_(self.skip.weight)
 
     def forward(self, states_NSD: Tensor, inputs: EncoderInputs) -> Tensor:
+        """Encoder states (N, S, D) of N windows to embeddings (M, E) of their M chunks, as ``inputs`` numbers them.
+
+        ``cls`` takes the state at the first position of each window, which then holds one chunk; ``mean`` the mean over
+        a chunk's positions; ``concat`` all k of them side by side, zeros behind a shorter chunk.
+        """
         if self.pooling == "cls":
             return self._mlp(states_NSD[:, 0])
         slots_MkD, filled_Mk = by_chunk(states_NSD, inputs, self.k if self.pooling == "concat" else None)

@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from harness.data.world.facts import answering_span, is_question
 from harness.errors import InputError, unknown
 from harness.model.chunking import chunk_texts
+from harness.model.decode import of_like_length
 from harness.train.losses import token_losses
 from harness.train.rows import IGNORED
 
@@ -64,19 +65,30 @@ def at_random(model: Refrag, given: Candidates) -> Scores:
 
 
 def hardest_first(model: Refrag, given: Candidates) -> Scores:
-    """The decoder's perplexity of each chunk on its own, after the start token (the paper's Perplexity-desc)."""
-    chunks = [chunk for row in given.chunks for chunk in row]
-    if not chunks:
-        return [[] for _ in given.chunks]
-    device = model.decoder.device
+    """The decoder's perplexity of each chunk on its own, after the start token (the paper's Perplexity-desc).
+
+    As the mean cross-entropy of its tokens, nats in float32, which orders alike. Equal chunks are read once: those of
+    several batches would differ in their last bits.
+    """
+    chunks = [[tuple(chunk) for chunk in row] for row in given.chunks]
+    distinct = list(dict.fromkeys(chunk for row in chunks for chunk in row))
     start = [] if given.tokenizer.bos_token_id is None else [given.tokenizer.bos_token_id]
-    rows = [torch.tensor([*start, *chunk], device=device) for chunk in chunks]
-    ids = pad_sequence(rows, batch_first=True)
-    lengths = torch.tensor([len(row) for row in rows], device=device)
-    labels = ids.masked_fill(torch.arange(ids.shape[1], device=device)[None] >= lengths[:, None], IGNORED)
-    losses = token_losses(model.decoder(input_ids=ids, use_cache=False).logits, labels)
-    means = iter((losses.sum(-1) / (lengths - 1).clamp(min=1)).tolist())
-    return [[next(means) for _ in row] for row in given.chunks]
+    scores: dict[tuple[int, ...], float] = {}
+    for batch in of_like_length(distinct):
+        own = [distinct[index] for index in batch]
+        scores |= zip(own, _mean_losses(model, [[*start, *chunk] for chunk in own]), strict=True)
+    return [[scores[chunk] for chunk in row] for row in chunks]
+
+
+def _mean_losses(model: Refrag, rows: Sequence[Sequence[int]]) -> list[float]:
+    """The decoder's mean cross-entropy of each row's tokens after its first; 0 where there is no other."""
+    device = model.decoder.device
+    ids_BT = pad_sequence([torch.tensor(row, device=device) for row in rows], batch_first=True)
+    lengths_B = torch.tensor([len(row) for row in rows], device=device)
+    labels_BT = ids_BT.masked_fill(torch.arange(ids_BT.shape[1], device=device)[None] >= lengths_B[:, None], IGNORED)
+    losses_BT = token_losses(model.decoder(input_ids=ids_BT, use_cache=False).logits, labels_BT)
+    means: list[float] = (losses_BT.sum(-1) / (lengths_B - 1).clamp(min=1)).tolist()
+    return means
 
 
 def easiest_first(model: Refrag, given: Candidates) -> Scores:

@@ -328,6 +328,19 @@ def test_a_race_against_another_reference_is_another_run(track: Track, tmp_path:
     assert records["fast"].metrics["ttft_speedup"]["mean"] == pytest.approx(12.0)
 
 
+def test_a_race_made_again_stays_in_the_tables_that_it_was_in(track: Track, tmp_path: Path) -> None:
+    *_, last = track.job(tmp_path).run()
+    (path,) = tmp_path.rglob(f"{last.run_id}/record.json")
+    path.unlink()
+    again = track.job(tmp_path, experiments=("cost",)).run()
+    assert [list(record.experiments) for record in again] == [["speed", "cost"], ["speed", "cost"], ["cost"]]
+    assert {record.run_id: record.experiments for record in read_records([tmp_path])} == {
+        record.run_id: tuple(record.experiments) for record in again
+    }
+    other = track.job(tmp_path, track.cells[::-1], experiments=("other",)).run()
+    assert [list(record.experiments) for record in other] == [["other"]] * 3, "no table is about another reference"
+
+
 def test_a_finished_race_can_join_another_experiment(track: Track, tmp_path: Path) -> None:
     track.job(tmp_path).run()
     track.calls.clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from fractions import Fraction
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from harness.cli.catalog import RECIPES
-from harness.config import load
+from harness.config import file_digest, load
 from harness.data.world.practice import Copying, Growing, Quizzing, Reading, Sketches
 from harness.data.world.tokenizer import build_tokenizer
 from harness.errors import InputError
@@ -184,6 +185,64 @@ def test_a_stage_starts_from_something(tmp_path: Path, jobs: Any) -> None:
         jobs("cpt", tmp_path / "nowhere").run()
     with pytest.raises(InputError, match="starts from a decoder; none was given"):
         recipe("reconstruction").open(None)
+
+
+# What names a training
+
+
+def test_trainings_that_were_given_no_start_keep_their_names(tmp_path: Path) -> None:
+    """Checkpoints that come with the project are found by them."""
+    for system, stage, scale, identity in (
+        ("decoder", "pretrain", "tiny", "2807422d206e8c52"),
+        ("standard_rag", "finetune", "tiny", "228d17580887bad1"),
+        ("refrag_v2", "policy", "tiny-k8", "91c82a7df4a01141"),
+    ):
+        assert TrainJob(system=system, stage=stage, scale=scale, runs=tmp_path).identity == identity
+
+
+def seeded(folder: Path, seed: int) -> Path:
+    """As ``through``, of which the weights depend on ``seed``."""
+    training = {"lineage": [LEFT_OUT], "init": "random", "recipe": {"template": "tagged"}}
+    return save_refrag(Refrag(RefragConfig(k=K), random_decoder("tiny", seed=seed)), TOKENIZER, training, folder)
+
+
+def test_other_weights_at_the_same_path_are_another_training(jobs: Any, tmp_path: Path) -> None:
+    """The first one's checkpoint was taken for that of the second."""
+    job = jobs("cpt", seeded(tmp_path / "start", 1))
+    first, name = job.run(), job.name
+    weights = (first / "model.safetensors").read_bytes()
+    seeded(tmp_path / "start", 2)
+    assert job.name != name and not job.finished
+    second = jobs("cpt", tmp_path / "start").run()
+    assert second != first and (first / "model.safetensors").read_bytes() == weights
+    assert (second / "model.safetensors").read_bytes() != weights
+    shutil.rmtree(tmp_path / "start")
+    assert jobs("cpt", seeded(tmp_path / "elsewhere", 1)).run() == first, "and equal ones the same, wherever they lie"
+
+
+def test_what_comes_to_lie_at_the_start_while_it_trains_names_nothing(jobs: Any, tmp_path: Path) -> None:
+    job = jobs("cpt", seeded(tmp_path / "start", 1))
+    folder = job.folder
+    assert job.run(lambda done, total, note: seeded(tmp_path / "start", 2)) == folder / "final"
+    assert not job.finished and not job.folder.exists()
+
+
+def test_a_start_is_read_once_to_name_a_training(jobs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be many gigabytes, and a plan asks for the names again and again."""
+    read = []
+
+    def counted(*paths: Path) -> str:
+        read.extend(paths)
+        return file_digest(*paths)
+
+    monkeypatch.setattr("harness.model.load.file_digest", counted)
+    start = seeded(tmp_path / "start", 3)
+    assert len({jobs("cpt", start).name for _ in range(3)}) == 1
+    assert len(read) == len(set(read)) and start / "model.safetensors" in read
+
+
+def test_a_start_that_is_not_there_yet_has_a_name(jobs: Any, tmp_path: Path) -> None:
+    assert jobs("cpt", tmp_path / "a").name != jobs("cpt", tmp_path / "b").name
 
 
 def test_a_stage_refuses_a_model_that_was_built_otherwise(ready: Path) -> None:

@@ -5,6 +5,9 @@ import os
 import random
 import signal
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,7 @@ from fakes import EchoSystem, ListSuite, questions, spec
 
 from harness.errors import InputError
 from harness.protocol import Example
-from harness.record import Journal, RunRecord
+from harness.record import Journal, RunRecord, join, publish
 from harness.run import evaluate
 
 CPU = torch.device("cpu")
@@ -60,6 +63,77 @@ def test_a_finished_run_can_join_another_experiment(tmp_path: Path) -> None:
     assert record.experiments == ["test", "other"]
     assert RunRecord.read(spec().folder(tmp_path)) == json_round_trip(record)
     assert system.batches == []
+
+
+def at_once(work: Sequence[Callable[[], object]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every piece of ``work`` in a process of its own, each slow to write what it read a record for."""
+    written = RunRecord.write
+
+    def write_late(record: RunRecord, folder: Path) -> None:
+        time.sleep(0.03)
+        written(record, folder)
+
+    monkeypatch.setattr(RunRecord, "write", write_late)
+    children = []
+    for piece in work:
+        children.append(os.fork())
+        if children[-1] == 0:
+            failed = True
+            try:
+                piece()
+                failed = False
+            finally:
+                os._exit(failed)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * len(work)
+
+
+def test_processes_that_join_one_run_to_their_tables_at_once_all_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = run(tmp_path)
+    folder, names = spec().folder(tmp_path), [f"table-{i}" for i in range(6)]
+    at_once([partial(join, folder, [name]) for name in names], monkeypatch)
+    found = RunRecord.read(folder)
+    assert found.experiments[0] == "test"
+    assert sorted(found.experiments[1:]) == names
+    assert replace(found, experiments=["test"]) == json_round_trip(record), "and nothing else changed"
+
+
+def test_processes_that_publish_and_join_one_run_at_once_lose_no_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each found no record, and went on where the journal of the other ended."""
+    record = run(tmp_path)
+    folder, names = spec().folder(tmp_path), [f"table-{i}" for i in range(6)]
+    work = [partial(publish, replace(record, experiments=[name]), folder) for name in names[:3]]
+    at_once([*work, *(partial(join, folder, [name]) for name in names[3:])], monkeypatch)
+    assert sorted(RunRecord.read(folder).experiments) == sorted(["test", *names])
+
+
+def test_a_run_that_is_in_a_table_already_is_not_written_again(tmp_path: Path) -> None:
+    """Accepted records may lie where nothing can be written."""
+    run(tmp_path)
+    folder = spec().folder(tmp_path)
+    before = {path.name: path.stat().st_ino for path in folder.iterdir()}
+    folder.chmod(0o500)
+    try:
+        assert join(folder, ["test"]).experiments == ["test"]
+    finally:
+        folder.chmod(0o700)
+    assert {path.name: path.stat().st_ino for path in folder.iterdir()} == before
+
+
+def test_a_run_that_another_process_published_meanwhile_stays_in_its_table(tmp_path: Path) -> None:
+    folder, finished = spec().folder(tmp_path), run(tmp_path / "elsewhere")
+
+    def last(done: int, total: int) -> None:
+        if done == total:
+            replace(finished, experiments=["theirs"]).write(folder)
+
+    record = evaluate(
+        spec(), ListSuite(questions(10)), EchoSystem(), tmp_path, experiment="ours", device=CPU, progress=last
+    )
+    assert record.experiments == RunRecord.read(folder).experiments == ["theirs", "ours"]
 
 
 @pytest.mark.parametrize("rows", range(11))

@@ -63,6 +63,10 @@ class BidirectionalLlama(nn.Module):
         self.norm.load_state_dict(decoder.model.norm.state_dict())
 
     def forward(self, ids_NS: Tensor, mask_NS: Tensor) -> Tensor:
+        """States (N, S, D) of ids (N, S), of which those in ``mask_NS`` are tokens and the rest is padding.
+
+        Every token sees all tokens of its row. What stands at padding means nothing.
+        """
         x_NSD = self.embed_tokens(ids_NS)
         positions = torch.arange(ids_NS.shape[1], device=ids_NS.device)[None]
         rotation = self.rotary(x_NSD, positions)
@@ -84,6 +88,10 @@ class Roberta(nn.Module):
         self.longest: int = model.config.max_position_embeddings - model.config.pad_token_id - 1
 
     def forward(self, ids_NS: Tensor, mask_NS: Tensor) -> Tensor:
+        """States (N, S, D) of ids (N, S), of which those in ``mask_NS`` are tokens and the rest is padding.
+
+        Raises ``InputError`` where S is more positions than the model has.
+        """
         if ids_NS.shape[1] > self.longest:
             raise InputError(
                 f"an encoder window needs {ids_NS.shape[1]} positions; this RoBERTa has {self.longest} "

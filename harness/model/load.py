@@ -187,8 +187,12 @@ NO_CONTENT = ("training.json", "generation_config.json")
 
 def checkpoint_digest(folder: Path) -> str:
     """Content hash of a checkpoint folder: names and bytes of its config, weights and tokenizer files."""
-    files = sorted({file for pattern in CONTENT for file in folder.glob(pattern) if file.name not in NO_CONTENT})
-    return digest([[file.relative_to(folder).as_posix(), file_digest(file)] for file in files])
+    return digest([[file.relative_to(folder).as_posix(), file_digest(file)] for file in content_files(folder)])
+
+
+def content_files(folder: Path) -> list[Path]:
+    """The files that ``checkpoint_digest`` reads, in its order."""
+    return sorted({file for pattern in CONTENT for file in folder.glob(pattern) if file.name not in NO_CONTENT})
 
 
 def _identity(folder: Path, config: Any) -> str:

@@ -99,18 +99,18 @@ def _lost_another(error: BaseException | None) -> bool:
     return False
 
 
-def mean(total: Tensor, count: int) -> Tensor:
+def mean(total: Tensor, count: int, *, least: int = 0) -> Tensor:
     """``total`` / ``count``, sums over this process's rows, as the mean over the rows of all (see above).
 
-    NaN where nothing is counted anywhere.
+    Where nothing is counted anywhere it is NaN, and 0 with a ``least`` count of 1 to divide by.
     """
     if world() == 1:
-        return total / count
+        return total / max(count, least)
     if _idle.get():
         total, count = total * 0, 0
     counted = total.new_tensor(float(count))
     dist.all_reduce(counted)
-    return total * world() / counted
+    return total * world() / counted.clamp(min=least)
 
 
 @contextmanager

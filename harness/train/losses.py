@@ -34,25 +34,28 @@ def token_losses(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
 def answer_loss(forward: Forward, language_weight: float) -> Loss:
     """Cross-entropy of the answer tokens, plus ``language_weight`` times that of all other tokens.
 
-    Both are means over their own tokens in the batch. ``forward`` gives the logits (B, T, V) of a batch. Labels are
-    the inputs shifted by one; the last token of every answer is supervised.
+    Both are means over their own tokens in the batch (``mean_losses``). ``forward`` gives the logits (B, T, V) of a
+    batch. Labels are the inputs shifted by one; the last token of every answer is supervised.
     """
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
-        losses = token_losses(forward(model, batch), batch["labels"])
-        answers = batch["is_answer"][:, 1:]
-        total = mean_of(losses[answers])
-        if language_weight:
-            others = (batch["labels"][:, 1:] != IGNORED) & ~answers
-            total = total + language_weight * mean_of(losses[others])
-        return total
+        return mean_losses(token_losses(forward(model, batch), batch["labels"]), batch, language_weight)
 
     return loss
 
 
-def mean_of(losses_N: Tensor) -> Tensor:
-    """The mean over the tokens of all processes; NaN where there is none."""
-    return mean(losses_N.sum(), len(losses_N))
+def mean_losses(losses_BT: Tensor, batch: Batch, language_weight: float) -> Tensor:
+    """The mean of ``token_losses`` over the answers, plus ``language_weight`` times that over all other labels.
+
+    A batch may have no other labels: nothing is added then. One without answers gives NaN.
+    """
+    is_answer = batch["is_answer"][:, 1:]
+    answers = losses_BT[is_answer]
+    total = mean(answers.sum(), len(answers))
+    if language_weight:
+        others = losses_BT[(batch["labels"][:, 1:] != IGNORED) & ~is_answer]
+        total = total + language_weight * mean(others.sum(), len(others), least=1)
+    return total
 
 
 def read_tokens(model: nn.Module, batch: Batch) -> Tensor:

@@ -49,6 +49,11 @@ class CompareJob:
         return f"compare {', '.join(f'{a.name} with {b.name}' for a, b in self.contrasts)}"
 
     def run(self, progress: Progress | None = None) -> dict[str, Any]:
+        """Compare, and return what ``comparison.json`` holds: the means, and a test per figure and contrast.
+
+        Raises ``InputError`` where the runs do not answer the same questions over the same passages, where one is not
+        finished or has examples in error, and where both sides have several seeds and not as many.
+        """
         ways = list({way.name: way for contrast in self.contrasts for way in contrast}.values())
         if len({digest(_asked(cell.open().spec)) for way in ways for cell in way.cells}) > 1:
             raise InputError("runs that are compared have to answer the same questions over the same passages")

@@ -35,6 +35,11 @@ class CurvesJob:
         return f"compare two loss curves ({self.name})"
 
     def run(self, progress: Progress | None = None) -> dict[str, Any]:
+        """Compare, and return what ``curves.json`` holds: both losses at every logged step, in nats.
+
+        The file is written before the gate is judged. Raises ``GateMissed`` where the largest difference is more than
+        ``most`` or no number, and ``InputError`` where a log is missing, damaged or empty, or the steps differ.
+        """
         first, second = (_losses(job.folder / "log.jsonl") for job in (self.of, self.against))
         if first.keys() != second.keys():
             raise InputError(f"expected the same steps in both logs, got {sorted(first)} and {sorted(second)}")

@@ -31,6 +31,7 @@ class WorldJob:
         return f"write {self.config.name}"
 
     def run(self, progress: Progress | None = None) -> Path:
+        """Write the world, unless it is there; returns its folder."""
         return write_world(self.config, self.folder)
 
     def said(self, result: Path) -> str:
@@ -58,6 +59,11 @@ class RetrieveJob:
         return () if there else ("there is no data root with a corpus (--data)",)
 
     def run(self, progress: Progress | None = None) -> Frozen:
+        """Freeze the passages of every question; returns the frozen file with its hit rates (shares, 0 to 1).
+
+        Raises ``InputError`` where there is no data root, for an unknown suite or retriever, where the root has no such
+        questions or no corpus, and where the corpus has fewer passages than the setting needs.
+        """
         root = DataRoot.open(self.data)
         questions, source = load_questions(self.suite, root)
         corpus = root.file("corpus")

@@ -102,7 +102,11 @@ class EvaluateJob:
         )
 
     def open(self) -> Cell:
-        """All that the cell is made of, and what identifies it."""
+        """All that the cell is made of, and what identifies it.
+
+        Raises ``InputError`` for counts below 1 (no passages is 0), unknown names and settings, and for data, passages
+        or a checkpoint that cannot be had.
+        """
         check_counts(passages=self.passages, max_new_tokens=self.max_new_tokens)
         if self.batch_size < 1 or (self.limit is not None and self.limit < 1):
             raise InputError(

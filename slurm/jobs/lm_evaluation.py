@@ -64,7 +64,10 @@ class LmEvaluationJob:
         return f"{self.system} on {self.task} (lm-eval)"
 
     def cell(self) -> EvaluateJob:
-        """The same cell for our own loop: what it answers is what lm-eval gets."""
+        """The same cell for our own loop: what it answers is what lm-eval gets.
+
+        Raises ``InputError`` for an unknown task, and for settings of one that takes none.
+        """
         if self.task not in TASKS:
             raise unknown("task", self.task, TASKS)
         made = self.task == "passkey"

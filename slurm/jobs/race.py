@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 from harness import provenance, timing
 from harness.config import plain
 from harness.errors import InputError
-from harness.record import DecodeSpec, RunRecord, RunSpec
-from harness.run import join
+from harness.record import DecodeSpec, RunRecord, RunSpec, join, publish
 from harness.statistics import Interval, ratio_of_medians
 from slurm.jobs import Progress
 from slurm.jobs.evaluate import Cell, EvaluateJob
@@ -45,6 +44,11 @@ class RaceJob:
         return f"time to the first token, {len(self.cells)} systems interleaved"
 
     def run(self, progress: Progress | None = None) -> list[RunRecord]:
+        """Race, unless the records of just this race are there: they join ``experiments``. A record per cell, in order.
+
+        Times are in seconds, ratios without a unit. ``progress`` counts prompts. Raises ``InputError`` where there is
+        no prompt beyond those that warm up, and where the cells do not see the same prompts.
+        """
         from harness.race import WARM_UP, race
 
         cells = [job.open() for job in self.cells]
@@ -67,13 +71,12 @@ class RaceJob:
         there = [RunRecord.read(folder) for folder in folders if (folder / "record.json").exists()]
         # The reference is no part of a cell's identity: another one is another race.
         if len(there) == len(specs) and all(list(record.notes) == [note] for record in there):
-            return [join(record, self.experiments, folder) for record, folder in zip(there, folders, strict=True)]
+            return [join(folder, self.experiments) for folder in folders]
         first, again, *others = race([cells[0].system, *(c.system for c in cells)], examples, cells[0].device, progress)
         records = []
         for cell, spec, lane, folder in zip(cells, specs, [again, *others], folders, strict=True):
             folder.mkdir(parents=True, exist_ok=True)
-            records.append(self._record(cell, spec, first, lane, note))
-            records[-1].write(folder)
+            records.append(publish(self._record(cell, spec, first, lane, note), folder))
         return records
 
     def said(self, result: list[RunRecord]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -95,6 +96,10 @@ class TrainJob:
     loaders: int = 0
 
     def recipe(self) -> Recipe:
+        """The recipe of this stage at this scale, with the job's own seed if it has one.
+
+        Raises ``InputError`` naming the valid ones for an unknown system, stage or scale.
+        """
         stages = find("system", RECIPES, self.system)
         scales = find(f"stage of {self.system}", stages, self.stage)
         if self.scale not in scales:
@@ -142,9 +147,13 @@ class TrainJob:
 
     @property
     def identity(self) -> str:
-        """The digest of the recipe and of all before it: a changed recipe never meets an old checkpoint."""
+        """The digest of the recipe and of all before it: a changed recipe never meets an old checkpoint.
+
+        A start that was given as a folder is in it by content, wherever it lies: other weights at the same path are
+        another training, which lies beside the first.
+        """
         before = self.before
-        given = "" if before else str(self.start or "")
+        given = _content(self.start) if isinstance(self.start, Path) else ""
         text = [name_of(self.text)] if self.text else []
         return digest([self.recipe(), given, self.skip, before.identity if before else None, *text])
 
@@ -249,6 +258,7 @@ class TrainJob:
         progress: Progress | None,
         logged: Logged | None,
     ) -> Path:
+        folder, checkpoint = self.folder, self.checkpoint  # by what the start holds now, whatever comes to lie there
         history = read_training(start) if start else {}
         skipped = [stage for stage in self.skip if stage not in history.get("lineage", [])]
         import torch
@@ -276,7 +286,7 @@ class TrainJob:
             model,
             batches,
             loss,
-            self.folder,
+            folder,
             device=device,
             progress=None if progress is None else _training_progress(progress, recipe.stage.steps),
             logged=logged,
@@ -301,10 +311,10 @@ class TrainJob:
             if whole:
                 trained_model, _ = recipe.open(start)
                 trained_model.load_state_dict(whole)
-            recipe.export(trained_model.to(getattr(torch, recipe.stored_as)), tokenizer, training, self.checkpoint)
+            recipe.export(trained_model.to(getattr(torch, recipe.stored_as)), tokenizer, training, checkpoint)
 
         by_first(export)
-        return self.checkpoint
+        return checkpoint
 
     def _bound(self, recipe: Any) -> Recipe:
         """The recipe over its text, if it trains on one. Raises ``InputError`` where one is missing or not wanted."""
@@ -344,6 +354,25 @@ class TrainJob:
 
     def said(self, result: Path) -> str:
         return str(result)
+
+
+def _content(start: Path) -> str:
+    """The digest of the checkpoint in ``start``, as records have it; its path while nothing is there.
+
+    Its files are read once per process, and again where one was written since.
+    """
+    from harness.model.load import content_files
+
+    files = [(file.name, file.stat()) for file in content_files(start)]
+    stamp = tuple((name, at.st_ino, at.st_size, at.st_mtime_ns, at.st_ctime_ns) for name, at in files)
+    return _content_at(start.absolute(), stamp) if stamp else str(start)
+
+
+@lru_cache(maxsize=64)
+def _content_at(start: Path, stamp: tuple[tuple[Any, ...], ...]) -> str:  # noqa: ARG001
+    from harness.model.load import checkpoint_digest
+
+    return checkpoint_digest(start)
 
 
 def _training_progress(progress: Progress, steps: int) -> Callable[[int, float, float], None]:
