@@ -50,9 +50,38 @@ def test_unknown_names_are_told_the_nearest(root: Path, capsys: pytest.CaptureFi
         "unknown suites 'smok' (did you mean 'smoke'?); valid choices: expansion, passkey, selection, smoke, tiny"
         in (line)
     )
-    assert "at least 80 rounds and 1 question, got 79" in refused(capsys, "--base", "HEAD", "--rounds", "79")
-    assert "80 rounds and 1 question, got 240 and 0" in refused(capsys, "--base", "HEAD", "--limit", "0")
+    assert "expected at least 80 rounds, got 79" in refused(capsys, "--base", "HEAD", "--rounds", "79")
+    assert "at least 1 question, got 0" in refused(capsys, "--base", "HEAD", "--only", "answers", "--limit", "0")
     assert "expected a margin of at least 0" in refused(capsys, "--base", "HEAD", "--margin", "-1")
+
+
+def test_a_commit_of_something_else_is_told_before_anything_is_run(
+    root: Path,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    other = git(root, "rev-parse", "--short=12", "HEAD").strip()
+    (root / "slurm" / "jobs").mkdir(parents=True)
+    (root / "slurm" / "jobs" / "evaluate.py").touch()
+    git(root, "add", ".")
+    git(root, "-c", "user.name=a", "-c", "user.email=a@example.org", "commit", "-qm", "second")
+    named = f"{other} (HEAD~1): first is no commit of this project: it has no slurm/jobs"
+    assert f"the base {named}" in refused(capsys, "--base", "HEAD~1", "--only", "answers", "--rounds", "1")
+    assert f"the candidate {named}" in refused(capsys, "--base", "HEAD", "--candidate", "HEAD~1")
+
+
+def test_what_a_shallow_clone_lacks_is_no_misspelt_name(
+    root: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    git(root, "-c", "user.name=a", "-c", "user.email=a@example.org", "commit", "-qm", "second", "--allow-empty")
+    clone = tmp_path / "clone"
+    git(tmp_path, "clone", "-q", "--depth=1", root.as_uri(), str(clone))
+    monkeypatch.setattr(checkout, "ROOT", clone)
+    with pytest.raises(InputError, match="'HEAD~1'; this clone is shallow, `git fetch --unshallow` brings"):
+        commit_of("HEAD~1")
+    git(clone, "fetch", "-q", "--unshallow")
+    assert commit_of("HEAD~1").subject == "first"
 
 
 def test_uncommitted_changes_are_the_candidate_only_where_they_were_asked_for(

@@ -38,6 +38,7 @@ from slurm.gate.sets import LANES, SMOKE, SMOKE_LIMIT, check_set, own_cells, own
 from slurm.gate.sides import Side, candidate_of, commit_of, worktree
 
 PARTS = ("answers", "times")
+WHAT_IS_RUN = "slurm/jobs"  # of every commit, with all below it
 # What does not move an answer or belongs to one run alone.
 PASSING = ("commit", "dirty", "created", "threads", "slurm_job", "attempt")
 
@@ -69,8 +70,10 @@ class GateJob:
         """The report, which lies in the gate's folder too. Raises ``InputError`` for what cannot be asked."""
         fewest = gate_times.FEWEST_BLOCKS * gate_times.BLOCK
         check_set(self.suites)
-        if self.rounds < fewest or (self.limit is not None and self.limit < 1):
-            raise InputError(f"expected at least {fewest} rounds and 1 question, got {self.rounds} and {self.limit}")
+        if "times" in self.parts and self.rounds < fewest:
+            raise InputError(f"expected at least {fewest} rounds, got {self.rounds}")
+        if self.limit is not None and self.limit < 1:
+            raise InputError(f"expected a limit of at least 1 question, got {self.limit}")
         if not (0 <= self.margin < 1 and 0 < self.time_margin < 1):
             raise InputError(
                 f"expected a margin of at least 0 and one of times above 0, both below 100 %, got "
@@ -79,6 +82,9 @@ class GateJob:
         if self.options and not self.system:
             raise InputError(f"settings ({', '.join(self.options)}) are those of --system, which is not given")
         base, candidate = commit_of(self.base), candidate_of(self.candidate, dirty=self.dirty)
+        for name, side in (("base", base), ("candidate", candidate)):
+            if not side.holds(WHAT_IS_RUN):
+                raise InputError(f"the {name} {side.said} is no commit of this project: it has no {WHAT_IS_RUN}")
         environment = {k: v for k, v in provenance.collect(self.device).items() if k not in PASSING}
         folder = self._folder(base, candidate, environment)
         say(f"[bold]gate {self.suites}[/bold]  base {base.short}, candidate {candidate.short}, in {folder}")

@@ -32,6 +32,10 @@ class Side:
         changed = f"-{digest(self.source.diff.hex())}" if self.source.diff else ""
         return f"{self.source.commit}{changed}"
 
+    def holds(self, path: str) -> bool:
+        """Whether the commit has a file or folder ``path``, from the repository's root."""
+        return bool(checkout.git("ls-tree", "--full-tree", self.source.commit, path))
+
     @property
     def short(self) -> str:
         return f"{self.source.commit[:12]}{'+' if self.source.diff else ''}"
@@ -45,10 +49,17 @@ class Side:
 
 
 def commit_of(name: str) -> Side:
-    """The commit that ``name`` stands for. Raises ``InputError`` with the nearest names where there is none."""
+    """The commit that ``name`` stands for. Raises ``InputError`` with the nearest names where there is none.
+
+    In a shallow clone it may only be missing here, so none is offered in its place.
+    """
     try:
         commit = checkout.git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
     except InputError:
+        if checkout.git("rev-parse", "--is-shallow-repository").strip() == b"true":
+            raise InputError(
+                f"unknown revision {name!r}; this clone is shallow, `git fetch --unshallow` brings what it lacks"
+            ) from None
         refs = checkout.git("for-each-ref", "--format=%(refname:short)").decode().split()
         if re.fullmatch("[0-9a-f]{4,40}", name):  # no commit, or more than one, begins so
             commits = checkout.git("rev-list", "--all", "--abbrev-commit").decode().split()
