@@ -269,6 +269,23 @@ def test_every_score_is_explained() -> None:
     assert {name for name in DIALECTS if f"`{name}`" not in page} == set()
 
 
+def test_every_key_of_a_record_is_explained() -> None:
+    from harness.summary import BINARY
+
+    page = (PROJECT / "docs" / "quantities.md").read_text(encoding="utf-8")
+    keys, methods = set(), {}
+    for path in (PROJECT / "results" / "records").rglob("record.json"):
+        record = json.loads(path.read_bytes())
+        keys |= record["timings"].keys()
+        for name, metric in record["metrics"].items():
+            methods[re.sub(r"@.*|(?<=log_perplexity_)\d+", lambda m: "" if m[0][0] == "@" else "N", name)] = metric[
+                "method"
+            ]
+    assert {"stored_bytes", "log_perplexity_N", "digits", "ttft_s"} < keys | methods.keys()
+    assert {key for key in keys | methods.keys() if f"`{key}`" not in page} == set()
+    assert {name for name, method in methods.items() if method == "wilson"} == set(BINARY)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
