@@ -232,7 +232,9 @@ def test_the_verb_draws_them_and_knows_no_other_experiment(
     out = tmp_path / "out"
     assert main(["tables", "--records", str(records), "--out", str(out), "--only", "passkey"]) == 0
     assert (out / "figures" / "passkey.svg").exists()
-    capsys.readouterr()
+    said = capsys.readouterr().out
+    for name in ("passkey", "passkey-positions", "passkey-long-range-1", "passkey-long-range-2"):
+        assert said.count((out / "tables" / f"{name}.md").read_text()) == 1
     assert main(["tables", "--records", str(records), "--out", str(out), "--only", "tiny"]) == 2
     assert "unknown experiment" in capsys.readouterr().err
 
