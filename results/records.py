@@ -17,6 +17,11 @@ from harness.errors import InputError
 from harness.record import SCHEMA_VERSION, experiment_name
 from harness.statistics import Interval
 
+PASSAGES_READ = "passages_read"
+READ_NOTE = (
+    "Read: the mean number of passages that were read, where not all were; whole passages that found no room in the "
+    "decoder's context were left out."
+)
 HOW_TO_MAKE_RECORDS = "make some with `refrag-bench run tiny`"
 
 
@@ -83,6 +88,24 @@ def read_record(path: Path) -> Record:
     except (InputError, KeyError, TypeError, ValueError) as error:
         problem = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise InputError(f"{path}: not a whole record, {problem}") from None
+
+
+def read_of(spec: Mapping[str, Any], read: float | None) -> str:
+    """ "read 6.3 of 8": how many passages a run of ``spec`` read in the mean, where it was not all of them; else empty.
+
+    Look-ups have contexts of several lengths, of which the spec names the longest: the passages between what is asked
+    and where it stands are the least that any of them has. Articles may have fewer passages than a prompt may hold.
+    """
+    suite, given, of = spec["suite"], spec["passages"], "of"
+    if suite["name"] == "long_range":
+        asked = suite.get("settings", {})
+        given, of = asked.get("distance", 0) // asked.get("piece", 1), "of at least"
+    elif suite["name"].endswith("_summary"):
+        of = "of up to"
+    if read is None or read >= given:
+        return ""
+    # Rounded down: what was left out never rounds to nothing.
+    return f"read {math.floor(10 * read) / 10:,.1f} {of} {given:,}"
 
 
 def _record(path: Path, document: Mapping[str, Any]) -> Record:

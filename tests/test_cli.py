@@ -102,6 +102,9 @@ def test_a_wrong_choice(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["run", "perplexity", "--limit", "0"], "argument --limit: expected a number of at least 1, got 0"),
+        (["run", "tiny", "--limit", "-5"], "argument --limit: expected a number of at least 1, got -5"),
+        (["run", "tyni", "--limit", "1"], "unknown experiment 'tyni'"),
         (["run", "tyni"], "unknown experiment 'tyni' (did you mean 'tiny'?)"),
         (["train", "standard_rag", "finetune", "--scale", "huge"], "unknown scale of standard_rag finetune 'huge'"),
         (["train", "standard_rag", "tune"], "did you mean 'finetune'?"),

@@ -189,7 +189,7 @@ def test_the_other_pages(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     from slurm.clusters.profiles import find_profile
 
     done = {page: follow(page, folder, slow=False) for page in PAGES if page != "docs/tutorial.md"}
-    assert {page: n for page, n in done.items() if n} == {"docs/how-to.md": 2}
+    assert {page: n for page, n in done.items() if n} == {"docs/how-to.md": 5}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REFRAG_SITE", str(folder / "site.toml"))
         assert find_profile("h100").partition == "gpu-long"  # type: ignore[union-attr]
@@ -267,6 +267,23 @@ def test_every_score_is_explained() -> None:
 
     page = (PROJECT / "docs" / "quantities.md").read_text(encoding="utf-8")
     assert {name for name in DIALECTS if f"`{name}`" not in page} == set()
+
+
+def test_every_key_of_a_record_is_explained() -> None:
+    from harness.summary import BINARY
+
+    page = (PROJECT / "docs" / "quantities.md").read_text(encoding="utf-8")
+    keys, methods = set(), {}
+    for path in (PROJECT / "results" / "records").rglob("record.json"):
+        record = json.loads(path.read_bytes())
+        keys |= record["timings"].keys()
+        for name, metric in record["metrics"].items():
+            methods[re.sub(r"@.*|(?<=log_perplexity_)\d+", lambda m: "" if m[0][0] == "@" else "N", name)] = metric[
+                "method"
+            ]
+    assert {"stored_bytes", "log_perplexity_N", "digits", "ttft_s"} < keys | methods.keys()
+    assert {key for key in keys | methods.keys() if f"`{key}`" not in page} == set()
+    assert {name for name, method in methods.items() if method == "wilson"} == set(BINARY)
 
 
 @pytest.mark.parametrize(

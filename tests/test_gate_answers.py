@@ -10,8 +10,9 @@ import pytest
 
 from harness.metrics import METRIC_VERSION, score_answer
 from results.gate import answers as gate_answers
-from results.gate.answers import ALPHA, PROBES, Absent, Answers, AnswerVerdict, judge, judge_metric
+from results.gate.answers import ALPHA, PROBES, Absent, AnswerVerdict, judge, judge_metric
 from results.gate.verdicts import EXIT_CODES, NEW, NOT_JUDGED, PASS, REGRESSION, worst
+from results.pairs import Answers
 
 SPEC = {"suite": {"name": "nq", "limit": 60}, "prompt_version": 1, "metric_version": 1}
 

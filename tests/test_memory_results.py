@@ -86,6 +86,71 @@ def test_look_ups_have_their_chance_line(records: Path, tmp_path: Path) -> None:
     assert grid.lines[-1] == ["Chance", "40.0", "10.0"]
 
 
+def unread(record: Path, read: float, passages: int, **settings: int) -> None:
+    """Say in ``record`` that of so many passages not all were read."""
+    document = json.loads(record.read_text())
+    document["spec"]["passages"] = passages
+    document["spec"]["suite"]["settings"] |= settings
+    document["metrics"]["passages_read"] = score(read)
+    record.write_text(json.dumps(document))
+
+
+def test_a_context_that_was_not_read_whole_says_so(records: Path, tmp_path: Path) -> None:
+    def grids() -> list[Any]:
+        found = read_records([records])
+        lines = memory.passkey_lines(found, "passkey", keys=1)
+        look_ups = memory.long_range_lines(found, "passkey", steps=1)
+        return [
+            memory.by_length(lines, "passkey", 1, 512, tmp_path),
+            memory.at_equal_positions(lines, "passkey", tmp_path),
+            memory.by_distance(look_ups, "passkey", 1, 512, tmp_path),
+        ]
+
+    before = grids()
+    key_record = records / "passkey" / "standard_rag" / "a0" / "record.json"
+    look_up = records / "long_range" / "standard_rag" / "c11" / "record.json"
+    # All of it: of look-ups the spec names the passages of the longest context, and others are shorter.
+    unread(key_record, 8, 8)
+    unread(look_up, 35.5, 37, piece=32)
+    assert grids() == before
+    unread(key_record, 7.99, 8)
+    unread(look_up, 31.5, 37, piece=32)
+    after = grids()
+    for grid, line, cell, said in (
+        (0, 0, 1, "read 7.9 of 8"),
+        (1, 0, 1, "read 7.9 of 8"),
+        (2, 0, 2, "read 31.5 of at least 32"),
+    ):
+        was = before[grid].lines[line][cell]
+        assert after[grid].lines[line][cell] == was.replace("]", f"] ({said})").replace(f"] ({said})(", "](")
+        (note,) = set(after[grid].notes) - set(before[grid].notes)
+        assert note.startswith("Read: the mean number of passages that were read, where not all were")
+        assert sum("read" in cell for row in after[grid].lines for cell in row[1:]) == 1
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_evaluating_says_what_of_a_context_was_read(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The tiny decoder's window holds 4,096 tokens."""
+    runs = tmp_path / "runs"
+    asked = ["--suite", "passkey", "--ask", "depths=0", "--ask", "instructions=false", "--limit", "1"]
+    own = ["--system", "standard_rag", "--checkpoint", str(tiny_checkpoint), "--runs", str(runs), *asked]
+    assert main(["evaluate", *own, "--ask", "length=1024"]) == 0
+    assert "read" not in capsys.readouterr().out
+    assert main(["evaluate", *own, "--ask", "length=128000"]) == 0
+    said = capsys.readouterr().out
+    (path,) = (p for p in runs.rglob("predictions.jsonl") if "128000" in p.with_name("spec.json").read_text())
+    (read,) = (json.loads(line)["usage"]["passages_read"] for line in path.read_text().splitlines())
+    assert 0 < read < 64
+    assert f"  read {read:.1f} of 2,000 passages" in said
+    assert main(["tables", "--records", str(runs), "--out", str(tmp_path / "out"), "--only", "adhoc"]) == 0
+    lines = (tmp_path / "out" / "tables" / "adhoc.md").read_text().splitlines()
+    (cells,) = (line.split("|")[2:-1] for line in lines if line.startswith("| Standard RAG"))
+    assert ["read" in cell for cell in cells] == [False, True]
+    assert f"(read {read:.1f} of 2,000)" in cells[1]
+
+
 def test_the_csv_has_every_depth(records: Path) -> None:
     rows = list(csv.DictReader(io.StringIO(memory.to_csv(read_records([records]), "passkey"))))
     (cell,) = [r for r in rows if (r["run_id"], r["metric"]) == ("a1", "em@100")]
@@ -167,7 +232,9 @@ def test_the_verb_draws_them_and_knows_no_other_experiment(
     out = tmp_path / "out"
     assert main(["tables", "--records", str(records), "--out", str(out), "--only", "passkey"]) == 0
     assert (out / "figures" / "passkey.svg").exists()
-    capsys.readouterr()
+    said = capsys.readouterr().out
+    for name in ("passkey", "passkey-positions", "passkey-long-range-1", "passkey-long-range-2"):
+        assert said.count((out / "tables" / f"{name}.md").read_text()) == 1
     assert main(["tables", "--records", str(records), "--out", str(out), "--only", "tiny"]) == 2
     assert "unknown experiment" in capsys.readouterr().err
 

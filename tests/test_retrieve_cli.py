@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,23 @@ def test_text_output_is_in_percent_and_says_when_nothing_was_done(
     assert "hit@20 -\nrecall@1 " in first
     assert "\nfrozen: " in first
     assert capsys.readouterr().out == first.replace("\nfrozen: ", "\nalready frozen: ")
+
+
+def test_gold_of_other_questions_is_counted_over_the_whole_suite(
+    world_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = Path(shutil.copytree(world_root, tmp_path / "root"))
+    gold = root / "qrels" / "nq.gold.tsv"
+    lines = gold.read_text().splitlines()
+    gold.write_text("\n".join([*lines, "else_1\t0\tp1\t1", "else_1\t0\tp2\t1", "else_2\t0\tp1\t0"]) + "\n")
+    said = "; 2 question ids of qrels/nq.gold.tsv match none of the whole suite"
+    for limit, n in ((30, 30), (4, 4)):
+        where = ("--suite", "nq", "--retriever", "bm25", "--data", root, "--work", tmp_path, "--limit", limit)
+        call(retrieve, *where)
+        assert f"  over {n} questions with gold passages{said}\n" in capsys.readouterr().out
+        call(retrieve, *where, "--json")
+        found = json.loads(capsys.readouterr().out)
+        assert (found["recall_n"], found["gold_unmatched"]) == (n, 2)
 
 
 def test_documents_are_cut_before_they_are_indexed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,3 +17,14 @@ def counts(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"expected numbers with commas between them, got {text!r}") from error
+
+
+def count(text: str) -> int:
+    """A number of things of which there has to be one. Raises ``argparse.ArgumentTypeError`` for anything else."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text}")
+    return number

@@ -27,6 +27,7 @@ VERBS = (
     "generate",
     "inspect",
     "evaluate",
+    "compare",
     "lm-eval",
     "export",
     "latency",

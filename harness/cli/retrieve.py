@@ -16,8 +16,9 @@ id, question, answers and ctxs), with a manifest that carries the digest of the 
 has not been done. The same command again reads the file.
 
 hit@k is the share of questions of which one of the first k passages holds an answer (DPR's test); recall@k the share
-of a question's known gold passages among the first k, averaged. --json gives fractions from 0 to 1, the text percent;
-a k beyond the lists' length is null."""
+of a question's known gold passages among the first k, averaged over the recall_n questions retrieved for that have
+some. gold_unmatched counts the question ids of the root's gold file that match no question of the suite: of the whole
+suite, whatever --limit is. --json gives fractions, 0 to 1, the text percent; a k beyond the lists' length is null."""
 
 EPILOG = """\
 examples:
@@ -78,7 +79,8 @@ def _text(found: dict[str, Any]) -> str:
     )
     lines = [head, _rates("hit", found)]
     if "recall_n" in found:
-        unmatched = f"; {found['gold_unmatched']} gold questions unmatched" if found["gold_unmatched"] else ""
+        file, n = f"qrels/{found['suite']}.gold.tsv", found["gold_unmatched"]
+        unmatched = f"; {n:,} question ids of {file} match none of the whole suite" if n else ""
         lines.append(f"{_rates('recall', found)}  over {found['recall_n']} questions with gold passages{unmatched}")
     state = "frozen" if found["new"] else "already frozen"
     return "\n".join([*lines, f"{state}: {found['frozen']} ({found['digest']})"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from harness.cli.arguments import SCALE
+from harness.cli.arguments import SCALE, count
 
 HELP = "run a whole experiment: data, training, retrieval, evaluation, tables"
 
@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", metavar="DIR", help="decoder to evaluate (default: the trained tiny one)")
     parser.add_argument("--from-scratch", action="store_true", help="train everything, accepted checkpoints or not")
     parser.add_argument("--scale", help=SCALE)
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N questions of every suite")
+    parser.add_argument("--limit", type=count, metavar="N", help="only the first N questions of every suite")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs lie (runs)")
     parser.add_argument("--out", type=Path, default=Path("results"), metavar="DIR", help="where tables go (results)")

@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         return _verify(args)
     drawing, formats = load("results.experiments.draw:draw"), importlib.import_module("results.experiments.formats")
     experiments, others = _chosen(args.only, args.records, args.metric)
-    tables, layouts, files, by_popularity = [], [], {}, {}
+    tables, layouts, files = [], [], {}
     figures = len(experiments or ()) + (len(load("results.replication.draw:figures")(others)) if others != [] else 0)
     with load("results.painters:painters")(figures) as painters:
         if experiments != []:
@@ -106,11 +106,11 @@ def run(args: argparse.Namespace) -> int:
             files |= more
         if args.popularity:
             names = [table.experiment for table in tables]
-            by_popularity = load("results.experiments.draw:popularity_files")(
+            files |= load("results.experiments.draw:popularity_files")(
                 args.records, args.out, args.popularity, experiments=names, metric=args.metric
             )
-            files |= by_popularity
         files |= painters.files() if painters else {}
+    markdown = [text.decode() for path, text in files.items() if path.suffix == ".md"]
     for page in args.pages:
         folder = page.parent
         texts = load("results.experiments.draw:cost_texts")(
@@ -127,10 +127,7 @@ def run(args: argparse.Namespace) -> int:
         cells += [cell for layout in layouts for cell in layout.long_form(Path.cwd())]
         print(json.dumps(cells, indent=1))
     else:
-        folder = args.out / "tables"
-        texts = [formats.to_markdown(table, folder) for table in tables]
-        texts += [text.decode() for path, text in by_popularity.items() if path.suffix == ".md"]
-        print("\n".join([*texts, *(layout.grid(folder).markdown() for layout in layouts)]), end="")
+        print("\n".join(markdown), end="")
     return 0
 
 

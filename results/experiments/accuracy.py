@@ -19,7 +19,7 @@ from typing import Any
 from harness.errors import InputError, unknown
 from harness.statistics import Interval
 from results.experiments.variants import flat, variants
-from results.records import Record
+from results.records import PASSAGES_READ, READ_NOTE, Record, read_of
 
 QA_SUITES = {
     "nq": "NQ",
@@ -67,7 +67,7 @@ _ROUGE = {
     "rougeL": "ROUGE-L of the whole text, F-measure, stemmed",
 }
 METRICS = QA_METRICS | _ROUGE
-CHANCE, PASSAGES_READ, CHECKPOINT = "chance", "passages_read", "checkpoint="
+CHANCE, CHECKPOINT = "chance", "checkpoint="
 NO_NAMES: Mapping[str, str] = MappingProxyType({})
 MANY_ROWS = 6  # from here on a note counts them
 
@@ -125,9 +125,9 @@ class Cell:
         return read.mean if read else None
 
     @property
-    def truncated(self) -> bool:
-        """Whether the system read fewer passages than the row says."""
-        return self.passages_read is not None and self.passages_read < self.row.passages
+    def read(self) -> str:
+        """How many passages the system read where not all that the row says ("read 6.3 of 8"), else empty."""
+        return read_of(self.record.spec, self.passages_read) if self.record else ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -244,11 +244,8 @@ def _conditions(cells: Sequence[Cell], metric: str) -> list[str]:
             "Chance: the expected exact match of a reader that finds a value of the asked relation in a passage "
             "at random, ignoring whose it is."
         )
-    if any(cell.truncated for cell in cells):
-        notes.append(
-            "Read: the mean number of passages that were read, where not all were; "
-            "whole passages that found no room in the decoder's context were left out."
-        )
+    if any(cell.read for cell in cells):
+        notes.append(READ_NOTE)
     if any(record.n_errors for _, record in ran):
         notes.append("Errors: examples that raised an exception. They count neither as right nor as wrong.")
     if empty := sum(record.n_empty_golds for _, record in ran):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -121,14 +120,9 @@ def _latex_cell(cell: Cell, folder: Path) -> str:
 
 def _remarks(cell: Cell, score: Interval, record: Record) -> str:
     chance = [f"chance {percent(cell.chance.mean)}"] if cell.chance else []
-    read = [_read(cell.passages_read, cell.row)] if cell.passages_read is not None and cell.truncated else []
+    read = [cell.read] if cell.read else []
     errors = [_errors(record)] if record.n_errors else []
     return ", ".join([*chance, f"n {score.n}", *read, *errors])
-
-
-def _read(passages: float, row: Row) -> str:
-    # Rounded down: what was left out never rounds to nothing.
-    return f"read {math.floor(10 * passages) / 10:.1f} of {row.passages}"
 
 
 def _errors(record: Record) -> str:

@@ -19,7 +19,7 @@ from harness.statistics import Interval
 from results.experiments.accuracy import Row, row_order
 from results.experiments.variants import flat
 from results.grids import Grid, linked, percent
-from results.records import Record
+from results.records import PASSAGES_READ, READ_NOTE, Record, read_of
 
 PASSKEY, LONG_RANGE = "passkey", "long_range"
 REFERENCE = "standard_rag"
@@ -132,6 +132,7 @@ def by_length(lines: Sequence[Line], experiment: str, keys: int, trained: int, f
         f"Trained on contexts of up to {trained:,} tokens. A length counts the decoder tokens of the passages' text.",
         f"Depths {', '.join(map(str, sorted(depths(first))))} %, {settings(first)['digits']} digits.",
     ]
+    notes += _unread(lines)
     if keys > 1:
         notes.append(f"{keys} keys in every context: a reader that takes any of them scores {percent(1 / keys)}.")
     return Grid(
@@ -167,6 +168,7 @@ def at_equal_positions(lines: Sequence[Line], experiment: str, folder: Path) -> 
             _scored(lines),
             "After @: the decoder positions of the prompt. A passage's tag is a position for every system, so they "
             "differ by the tags.",
+            *_unread(lines),
         ],
     )
 
@@ -186,6 +188,7 @@ def by_distance(lines: Sequence[Line], experiment: str, steps: int, trained: int
             f"Trained at distances of up to {trained:,} tokens.",
             "Chance: a value of the asked relation, of whomever. A reader that follows one of the two links at random "
             "has half of the answers.",
+            *_unread(lines),
         ],
     )
 
@@ -220,13 +223,24 @@ def _scored(lines: Sequence[Line]) -> str:
     return f"Brackets: the 95 % interval (wilson) over n = {', '.join(map(str, counts))} contexts a cell."
 
 
+def _unread(lines: Sequence[Line]) -> list[str]:
+    """The note on contexts that were not read whole, where there are some."""
+    return [READ_NOTE] if any(_read(record) for line in lines for record in line.records.values()) else []
+
+
 def _score(record: Record | None, folder: Path) -> str:
     if record is None:
         return "-"
     score = record.metrics.get(EM)
     if score is None:
         return linked("errors", record.path, folder)
-    return linked(f"{percent(score.mean)} [{percent(score.low)}, {percent(score.high)}]", record.path, folder)
+    read = f" ({read})" if (read := _read(record)) else ""
+    return linked(f"{percent(score.mean)} [{percent(score.low)}, {percent(score.high)}]{read}", record.path, folder)
+
+
+def _read(record: Record) -> str:
+    read = record.metrics.get(PASSAGES_READ)
+    return read_of(record.spec, read.mean if read else None)
 
 
 def _placed(record: Record | None, folder: Path) -> str:

@@ -26,6 +26,7 @@ from typing import Any
 from harness.config import plain
 from harness.statistics import PairedTest, holm, mcnemar_exact, minimal_detectable_difference, paired_bootstrap
 from results.gate.verdicts import NEW, NOT_JUDGED, PASS, REGRESSION
+from results.pairs import Answers, Flip, conditions, flipped, having, paired_values, value_of
 
 MARGIN = 0.02  # a smaller drop of a score is no regression
 COST_MARGIN = 0.02  # nor a smaller rise of the positions
@@ -63,14 +64,6 @@ PROBES: Sequence[tuple[str, tuple[str, ...]]] = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answers:
-    """A finished run: its spec and the rows of its journal."""
-
-    spec: Mapping[str, Any]
-    rows: Sequence[Mapping[str, Any]]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Absent:
     """In place of the base's answers: it has no such system, for the reason ``why``."""
 
@@ -78,23 +71,6 @@ class Absent:
 
 
 Base = Answers | Absent | str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Flip:
-    """A question whose score is another one now."""
-
-    id: str
-    question: str
-    golds: Sequence[str]
-    base: str
-    candidate: str
-    before: float
-    after: float
-
-    @property
-    def why(self) -> str:
-        return "the same answer, scored otherwise" if self.base == self.candidate else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,18 +114,18 @@ def judge(cells: Mapping[str, tuple[Base, Answers | str]], *, margin: float = MA
         if isinstance(base, str) or isinstance(candidate, str) or problem:
             verdicts.append(_not_judged(cell, problem))
             continue
-        known = [figure for figure in (*SCORES, COST) if _having(base, figure) or _having(candidate, figure)]
+        known = [figure for figure in (*SCORES, COST) if having(base, figure) or having(candidate, figure)]
         if not set(known) & set(SCORES):
             verdicts.append(_nothing(cell, NOT_JUDGED, f"none of its scores is judged ({', '.join(SCORES)})"))
         for figure in known:
-            if _having(base, figure) != _having(candidate, figure):
+            if having(base, figure) != having(candidate, figure):
                 why = f"{figure} is there for other questions at the candidate than at the base"
                 verdicts.append(_nothing(cell, NOT_JUDGED, why))
             elif figure == COST:
                 verdicts.append(_cost(cell, base, candidate))
             else:
                 paired = mcnemar_exact if figure in BINARY else paired_bootstrap
-                tested.append((cell, figure, base, candidate, paired(*_pairs(base, candidate, figure))))
+                tested.append((cell, figure, base, candidate, paired(*paired_values(base, candidate, figure))))
     adjusted = holm([test.p_value for *_, test in tested])
     for (cell, figure, base, candidate, test), p in zip(tested, adjusted, strict=True):
         verdicts.append(_score(cell, figure, base, candidate, test, p, margin=margin, tests=len(tested)))
@@ -217,33 +193,6 @@ def judge_metric(base: Mapping[str, Any], candidate: Mapping[str, Any]) -> Answe
     return _nothing("metric", verdict, why, n=len(PROBES), flips=flips)
 
 
-def conditions(base: Any, candidate: Any, name: str = "") -> Iterator[str]:
-    """Every value of the spec that is not the same on both sides, by its name."""
-    if isinstance(base, Mapping) and isinstance(candidate, Mapping):
-        for key in dict.fromkeys((*base, *candidate)):
-            inner = f"{name}.{key}" if name else key
-            yield from conditions(base.get(key, "nothing"), candidate.get(key, "nothing"), inner)
-    elif base != candidate:
-        yield f"{name} {base} and {candidate}"
-
-
-def _having(side: Answers, figure: str) -> set[str]:
-    """The questions that have the figure."""
-    return {row["id"] for row in side.rows if _value(row, figure) is not None}
-
-
-def _pairs(base: Answers, candidate: Answers, figure: str) -> tuple[list[float], list[float]]:
-    """Candidate's and base's values of the questions that have the figure, paired."""
-    before, after = ({row["id"]: _value(row, figure) for row in side.rows} for side in (base, candidate))
-    pairs = [(after[id_], value) for id_, value in before.items() if value is not None]
-    return [float(new or 0) for new, _ in pairs], [old for _, old in pairs]
-
-
-def _value(row: Mapping[str, Any], figure: str) -> float | None:
-    value = row["scores"].get(figure, row["usage"].get(figure))
-    return None if value is None else float(value)
-
-
 def _score(
     cell: str,
     figure: str,
@@ -255,7 +204,7 @@ def _score(
     margin: float,
     tests: int,
 ) -> AnswerVerdict:
-    after, before = _pairs(base, candidate, figure)
+    after, before = paired_values(base, candidate, figure)
     detectable = _detectable(figure, test, tests)
     verdict, why = PASS, ""
     if detectable is None and figure in BINARY:
@@ -280,7 +229,7 @@ def _score(
         p=p,
         detectable=None if detectable is None else max(detectable, margin),
         changed=_changed(base, candidate),
-        flips=list(_flips(base, candidate, figure)),
+        flips=sorted(flipped(base, candidate, figure), key=lambda flip: flip.after > flip.before),
         verdict=verdict,
         why=why,
     )
@@ -295,7 +244,7 @@ def _detectable(figure: str, test: PairedTest, tests: int) -> float | None:
 
 
 def _cost(cell: str, base: Answers, candidate: Answers) -> AnswerVerdict:
-    pairs = _pairs(base, candidate, COST)
+    pairs = paired_values(base, candidate, COST)
     after, before = (sum(values) / len(values) for values in pairs)
     rise = after / before - 1 if before else 0.0
     worse = rise > COST_MARGIN
@@ -323,28 +272,6 @@ def _changed(base: Answers, candidate: Answers) -> int:
     return sum(row["prediction"] != before[row["id"]] for row in candidate.rows)
 
 
-def _flips(base: Answers, candidate: Answers, figure: str) -> Iterator[Flip]:
-    """Questions whose figure differs: lost ones first, in the order of the journal."""
-    earlier = {row["id"]: row for row in base.rows}
-    found = []
-    for row in candidate.rows:
-        old = earlier[row["id"]]
-        before, after = _value(old, figure), _value(row, figure)
-        if before is not None and after is not None and before != after:
-            found.append(
-                Flip(
-                    id=row["id"],
-                    question=row["question"],
-                    golds=row["answers"],
-                    base=old["prediction"],
-                    candidate=row["prediction"],
-                    before=before,
-                    after=after,
-                )
-            )
-    yield from sorted(found, key=lambda flip: flip.after > flip.before)
-
-
 def _new(cell: str, base: Absent, candidate: Answers | str) -> list[AnswerVerdict]:
     """The candidate's means; not judged where it does not answer every question."""
     problem = f"candidate: {candidate}" if isinstance(candidate, str) else "; ".join(_errors("candidate", candidate))
@@ -352,7 +279,7 @@ def _new(cell: str, base: Absent, candidate: Answers | str) -> list[AnswerVerdic
         return [_not_judged(cell, problem)]
     verdicts = []
     for figure in (*SCORES, COST):
-        values = [value for row in candidate.rows if (value := _value(row, figure)) is not None]
+        values = [value for row in candidate.rows if (value := value_of(row, figure)) is not None]
         if values:
             blank = _nothing(cell, NEW, f"nothing to compare with, {base.why}", n=len(values))
             verdicts.append(replace(blank, figure=figure, candidate=sum(values) / len(values)))

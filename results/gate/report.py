@@ -11,11 +11,12 @@ from harness.config import plain
 from harness.statistics import ratio_of_medians
 from results.gate import answers as gate_answers
 from results.gate import times as gate_times
-from results.gate.answers import AnswerVerdict, Flip
+from results.gate.answers import AnswerVerdict
 from results.gate.times import FIGURES, Seconds, TimeVerdict
 from results.gate.verdicts import EXIT_CODES, NEW, NOT_JUDGED, PASS, REGRESSION, worst
 from results.grids import Grid
 from results.pages import page
+from results.pairs import Flip
 
 TEMPLATE = Path(__file__).parent / "gate.html.jinja"
 FLIPS_SHOWN = 10  # of a cell, in the text; the others are in the JSON and on the page

@@ -29,9 +29,10 @@ from harness.progress import bar, say
 from harness.record import read_rows
 from results.gate import answers as gate_answers
 from results.gate import times as gate_times
-from results.gate.answers import PROBES, Absent, Answers, AnswerVerdict, Base
+from results.gate.answers import PROBES, Absent, AnswerVerdict, Base
 from results.gate.report import Report, Times, speeds
 from results.gate.verdicts import NEW, NOT_JUDGED
+from results.pairs import Answers, conditions
 from slurm.gate.asking import Worker, WorkerFailed
 from slurm.gate.rounds import PROMPTS, WARM_UP, measure
 from slurm.gate.sets import LANES, SMOKE, SMOKE_LIMIT, check_set, own_cells, own_lanes, titled
@@ -274,7 +275,7 @@ class GateJob:
                 del side["untimed"]
                 side["specs"] = {lane: spec for lane, spec in side["specs"].items() if lane not in failed}
             lanes = list(opened["base"]["specs"])
-            if differing := list(gate_answers.conditions(opened["base"], opened["candidate"])):
+            if differing := list(conditions(opened["base"], opened["candidate"])):
                 problem = f"not comparable, conditions differ: {'; '.join(differing)}"
                 return Times(verdicts=[], problem=problem, speeds={})
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from harness import provenance
-from harness.config import digest, plain
+from harness.config import plain
 from harness.errors import InputError
 from harness.files import write_atomically
-from harness.record import Journal, RunSpec
 from harness.statistics import holm, paired_bootstrap
 from results.experiments.comparison import FILE, write_comparison
+from results.pairs import Run, read_run, refuse_other_questions
 from slurm.jobs import Progress
 from slurm.jobs.evaluate import EvaluateJob
 
@@ -55,9 +55,9 @@ class CompareJob:
         finished or has examples in error, and where both sides have several seeds and not as many.
         """
         ways = list({way.name: way for contrast in self.contrasts for way in contrast}.values())
-        if len({digest(_asked(cell.open().spec)) for way in ways for cell in way.cells}) > 1:
-            raise InputError("runs that are compared have to answer the same questions over the same passages")
-        journals = {way.name: [_rows(cell) for cell in way.cells] for way in ways}
+        runs = {way.name: [_finished(cell) for cell in way.cells] for way in ways}
+        refuse_other_questions([run for of_way in runs.values() for run in of_way])
+        journals = {name: [_figures(run) for run in of_way] for name, of_way in runs.items()}
         tests = [
             {"figure": figure, "a": a.name, "b": b.name} | plain(_paired(journals[a.name], journals[b.name], figure))
             for figure in self.figures
@@ -68,7 +68,7 @@ class CompareJob:
         document = {
             "name": self.name,
             "beside": list(self.beside),
-            "runs": {way.name: [cell.open().spec.run_id for cell in way.cells] for way in ways},
+            "runs": {name: [run.run_id for run in of_way] for name, of_way in runs.items()},
             "means": {
                 name: {figure: [_mean(rows, figure) for rows in seeds] for figure in (*self.figures, *self.beside)}
                 for name, seeds in journals.items()
@@ -90,29 +90,20 @@ class CompareJob:
         )
 
 
-def _asked(spec: RunSpec) -> list[Any]:
-    return [spec.suite, spec.retrieval, spec.passages]
-
-
-def _rows(cell: EvaluateJob) -> dict[str, Mapping[str, float]]:
-    """Scores and usage of each question of a finished run."""
+def _finished(cell: EvaluateJob) -> Run:
     spec = cell.open().spec
-    if not (spec.folder(cell.runs) / "record.json").exists():
-        raise InputError(f"run {spec.run_id} is not finished; evaluate it before it is compared")
-    with Journal(spec.folder(cell.runs) / "predictions.jsonl", spec.run_id) as journal:
-        rows = journal.rows
-    if broken := [row["id"] for row in rows if "error" in row]:
-        raise InputError(f"run {spec.run_id} has {len(broken)} examples in error, the first of them {broken[0]}")
-    return {row["id"]: row["scores"] | row["usage"] for row in rows}
+    return read_run(spec.folder(cell.runs), spec.run_id, plain(spec))
+
+
+def _figures(run: Run) -> dict[str, Mapping[str, float]]:
+    """Scores and usage of each question."""
+    return {row["id"]: row["scores"] | row["usage"] for row in run.rows}
 
 
 def _paired(a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]], figure: str) -> Any:
     if len(a) != len(b) and 1 not in (len(a), len(b)):
         raise InputError(f"expected as many seeds on both sides, or one run on one of them; got {len(a)} and {len(b)}")
     pairs = [(a[i % len(a)], b[i % len(b)]) for i in range(max(len(a), len(b)))]
-    for ours, theirs in pairs:
-        if ours.keys() != theirs.keys():
-            raise InputError("runs that are compared have to answer the same questions")
     questions = [(left, right, question) for left, right in pairs for question in left]
     return paired_bootstrap(
         [left[question][figure] for left, _, question in questions],

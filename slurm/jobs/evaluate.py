@@ -18,6 +18,7 @@ from harness.prompts import PROMPT_VERSION
 from harness.protocol import Suite, System
 from harness.record import DecodeSpec, RunRecord, RunSpec, SystemSpec, experiment_name
 from harness.train.export import read_training
+from results.records import PASSAGES_READ, read_of
 from slurm.jobs import Progress
 from slurm.jobs.data import RetrieveJob
 from slurm.jobs.system import open_system, read_settings
@@ -192,7 +193,10 @@ class EvaluateJob:
         return settings
 
     def said(self, result: RunRecord) -> str:
-        """EM (of summaries ROUGE-L) with its interval, n, and where there are: chance line, retrieval, errors."""
+        """EM (of summaries ROUGE-L) with its interval, n, and where there are: chance line, retrieval, errors.
+
+        Where it read fewer passages than there were, how many.
+        """
         name = next((name for name in HEADLINES if name in result.metrics), None)
         if name is None:
             return f"all {result.n_examples} examples raised an error"
@@ -203,6 +207,9 @@ class EvaluateJob:
             text += f"  chance {100 * chance['mean']:.1f}"
         if retrieval := result.spec["retrieval"]:
             text += f"  {retrieval['retriever']}, {retrieval['setting']}"
+        read = result.metrics.get(PASSAGES_READ)
+        if unread := read_of(result.spec, read["mean"] if read else None):
+            text += f"  {unread} passages"
         if result.n_errors:
             text += f"  {result.n_errors} examples raised errors (delete runs/**/{result.run_id} to run them again)"
         return text
