@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,22 @@ def test_other_windows_are_another_training(windows: Path, tiny_checkpoint: Path
         job("reconstruction", tiny_checkpoint, None, tmp_path).run()
     with pytest.raises(InputError, match="there are no prepared windows at"):
         job("reconstruction", tiny_checkpoint, tmp_path, tmp_path).run()
+
+
+def test_a_text_of_the_other_kind_says_which_command_makes_which(windows: Path, tmp_path: Path) -> None:
+    """Both are given with --text: a text with its own tokenizer, and windows in a decoder's tokens."""
+    for_windows = TrainJob(system="decoder", stage="pretrain", scale="text-tiny-short", runs=tmp_path, text=windows)
+    made = r"`refrag-bench run perplexity` makes one, .* for the text-\* scales; what `refrag-bench data prepare` makes"
+    with pytest.raises(InputError, match=f"manifest.json in it; found prepared windows \\({made}"):
+        for_windows.run()
+    with pytest.raises(InputError, match=f"with --text \\({made}"):
+        replace(for_windows, text=None).run()
+    with pytest.raises(InputError, match=f"found no such file \\({made}"):
+        replace(for_windows, text=tmp_path).run()
+    (tmp_path / "manifest.json").write_text("{}")
+    obstacle = f"there are no prepared windows at {tmp_path}, but a text for the text-* scales (`refrag-bench data prep"
+    (found,) = job("reconstruction", tmp_path / "decoder", tmp_path, tmp_path).obstacles
+    assert found.startswith(obstacle)
 
 
 def test_the_stage_before_is_of_the_world(windows: Path, tmp_path: Path) -> None:

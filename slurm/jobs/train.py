@@ -14,6 +14,8 @@ from harness.config import digest
 from harness.data.missing import Missing
 from harness.data.stream.window_practice import WindowExercise
 from harness.data.stream.windows import MANIFEST, name_of, open_windows
+from harness.data.text import MADE_BY
+from harness.data.text import MANIFEST as TEXT
 from harness.data.text_practice import TextExercise
 from harness.errors import InputError, unknown
 from harness.train.export import TRAINING_FILE, read_training
@@ -203,7 +205,8 @@ class TrainJob:
         if self.text is None:
             return f"there are no prepared windows (--text; {how})"
         if not (self.text / MANIFEST).exists():
-            return f"there are no prepared windows at {self.text} ({how})"
+            instead = ", but a text for the text-* scales" if (self.text / TEXT).exists() else ""
+            return f"there are no prepared windows at {self.text}{instead} ({how})"
         if (length := open_windows(self.text).length) < data.longest:
             return f"the windows at {self.text} have {length:,} tokens ({how})"
         return ""
@@ -323,9 +326,7 @@ class TrainJob:
                 raise InputError(f"{self.title} trains on the synthetic world; leave --text {self.text} out")
             return cast("Recipe", recipe)
         if self.text is None:
-            raise InputError(
-                f"{self.title} trains on a prepared text: give it with --text (`refrag-bench run perplexity` makes one)"
-            )
+            raise InputError(f"{self.title} trains on a prepared text: give it with --text ({MADE_BY})")
         return cast("Recipe", replace(recipe, data=recipe.data.over(self.text)))
 
     def _start(self, recipe: Recipe) -> Path | None:
