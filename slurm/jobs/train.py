@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -339,12 +340,8 @@ class TrainJob:
         if not isinstance(start, Path):
             return None
         if not (start / "config.json").exists():
-            how = (
-                f"run `refrag-bench train {before.system} {before.stage} --scale {before.scale}` first"
-                if before
-                else ""
-            )
-            raise InputError(f"{self.title} starts from {start}, which is not there; {how or 'expected a checkpoint'}")
+            how = before._how_to_have_it() if before else "expected a checkpoint"
+            raise InputError(f"{self.title} starts from {start}, which is not there; {how}")
         lineage: list[str] = read_training(start).get("lineage", [])
         if missing := [stage for stage in recipe.requires if stage not in lineage and stage not in self.skip]:
             raise InputError(
@@ -352,6 +349,25 @@ class TrainJob:
                 f"{', '.join(lineage) or 'nothing known'} (an ablation says --skip {missing[0]})"
             )
         return start
+
+    def _how_to_have_it(self) -> str:
+        """What the stage after this one is told where this one's checkpoint is not there.
+
+        One that went on from a --start of its own lies elsewhere, and is found by nothing but a --start that names it.
+        """
+        given: dict[str, Path | str | None] = {
+            "text": self.text,
+            "start": self.start if isinstance(self.start, Path) else None,
+            "runs": self.runs,
+            "device": None if self.device == "cpu" else self.device,
+        }
+        words = [self.system, self.stage, "--scale", self.scale]
+        words += [str(word) for name, value in given.items() if value for word in (f"--{name}", value)]
+        words += ["--from-scratch"] * self.from_scratch
+        there = self.folder.parent.glob(f"{self.stage}-{self.scale}-*/final/config.json")
+        found = ", ".join(str(path.parent) for path in sorted(there))
+        other = f"; or give one that was trained otherwise with --start: {found}" if found else ""
+        return f"run `refrag-bench train {shlex.join(words)}` first{other}"
 
     def said(self, result: Path) -> str:
         return str(result)
