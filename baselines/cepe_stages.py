@@ -30,6 +30,7 @@ from baselines.cepe_model import CepeConfig
 from harness.data.world import memory_practice
 from harness.data.world.practice import Exercise, Practice, Reading
 from harness.model.chunking import split
+from harness.prompts import pad_id
 from harness.train.distributed import mean
 from harness.train.losses import mean_losses, token_losses
 from harness.train.rows import Batch, Row, collate_tokens
@@ -88,9 +89,7 @@ class CepeRecipe:
 
     def batches(self, model: Cepe, tokenizer: Any) -> Practice:  # noqa: ARG002
         collate = collate_duplicate if self.duplicate else collate_passages
-        return Practice(
-            self.data, tokenizer, lambda rows, _: collate(rows, tokenizer.pad_token_id), seed=self.stage.seed
-        )
+        return Practice(self.data, tokenizer, lambda rows, _: collate(rows, pad_id(tokenizer)), seed=self.stage.seed)
 
     def loss(self) -> Loss:
         def loss(model: nn.Module, batch: Batch) -> Tensor:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from baselines import stages
 from harness.data.world.practice import Exercise, Practice
+from harness.prompts import pad_id
 from harness.train.losses import answer_loss
 from harness.train.rows import Batch, Row, collate_tokens
 from harness.train.stage import Stage
@@ -59,7 +60,7 @@ class BlockRecipe:
 
     def batches(self, model: Any, tokenizer: Any) -> Practice:  # noqa: ARG002
         return Practice(
-            self.data, tokenizer, lambda rows, _: collate_blocks(rows, tokenizer.pad_token_id), seed=self.stage.seed
+            self.data, tokenizer, lambda rows, _: collate_blocks(rows, pad_id(tokenizer)), seed=self.stage.seed
         )
 
     def loss(self) -> Loss:

@@ -16,6 +16,7 @@ from baselines import text_stages
 from baselines.text_stages import TextDecoderRecipe
 from harness.data.world import memory_practice
 from harness.data.world.practice import Copying, Exercise, Growing, Mixture, Practice, Reading, Retelling
+from harness.prompts import pad_id
 from harness.train.losses import answer_loss, read_tokens
 from harness.train.rows import collate_tokens
 from harness.train.stage import Muon, Schedule, Stage
@@ -57,7 +58,7 @@ class DecoderRecipe:
 
     def batches(self, model: Any, tokenizer: Any) -> Practice:
         return Practice(
-            self.data, tokenizer, lambda rows, rng: collate_tokens(rows, tokenizer.pad_token_id), seed=self.stage.seed
+            self.data, tokenizer, lambda rows, rng: collate_tokens(rows, pad_id(tokenizer)), seed=self.stage.seed
         )
 
     def loss(self) -> Loss:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.data.text_practice import NextToken
 from harness.data.world.practice import Practice
+from harness.prompts import pad_id
 from harness.train.losses import answer_loss, read_tokens
 from harness.train.rows import collate_tokens
 from harness.train.stage import Stage
@@ -45,7 +46,7 @@ class TextDecoderRecipe:
 
     def batches(self, model: Any, tokenizer: Any) -> Practice:
         return Practice(
-            self.data, tokenizer, lambda rows, rng: collate_tokens(rows, tokenizer.pad_token_id), seed=self.stage.seed
+            self.data, tokenizer, lambda rows, rng: collate_tokens(rows, pad_id(tokenizer)), seed=self.stage.seed
         )
 
     def loss(self) -> Loss:

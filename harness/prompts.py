@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness.errors import unknown
+from harness.errors import InputError, unknown
 from harness.protocol import Demonstration, Passage
 
 if TYPE_CHECKING:
@@ -106,6 +106,21 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[l
         return []
     ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return ids
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """What stands where a row is shorter than its batch: the padding token, else EOS (LLaMA-2's has no other).
+
+    It is masked wherever it stands, so which of them it is moves no number. Raises ``InputError`` where there is
+    neither.
+    """
+    found: int | None = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    if found is None:
+        name = tokenizer.name_or_path or type(tokenizer).__name__
+        raise InputError(
+            f"tokenizer {name}: expected a padding token (pad_token) or one that ends a text (eos_token), got neither"
+        )
+    return found
 
 
 # Decoders trained on natural text read plain text and stop at the end of the line.

@@ -31,6 +31,7 @@ from harness.model.chunking import EncoderInputs, encoder_inputs, retokenised_in
 from harness.model.encoders import Roberta, build_encoder, shares_tokens
 from harness.model.pooling import by_chunk
 from harness.model.splice import embed_codes
+from harness.prompts import pad_id
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -94,7 +95,7 @@ class RefragV1(nn.Module):
     def inputs(self, passages: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> EncoderInputs:
         """What the encoder reads: every chunk alone."""
         if shares_tokens(self.config.encoder):
-            return encoder_inputs(passages, self.config.k, "chunk", tokenizer.pad_token_id)
+            return encoder_inputs(passages, self.config.k, "chunk", pad_id(tokenizer))
         assert self.encoder_tokenizer is not None
         return retokenised_inputs(passages, self.config.k, "chunk", tokenizer, self.encoder_tokenizer)
 

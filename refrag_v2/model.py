@@ -33,6 +33,7 @@ from harness.model.chunking import WINDOWS, EncoderInputs, Window, encoder_input
 from harness.model.encoders import Roberta, build_encoder, shares_tokens
 from harness.model.pooling import by_chunk
 from harness.model.splice import embed_codes
+from harness.prompts import pad_id
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -109,7 +110,7 @@ class Refrag(nn.Module):
     def inputs(self, passages: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> EncoderInputs:
         """What the encoder reads for passages of decoder tokens; chunks are numbered passage by passage."""
         if self.config.shares_tokens:
-            return encoder_inputs(passages, self.config.k, self.config.window, tokenizer.pad_token_id)
+            return encoder_inputs(passages, self.config.k, self.config.window, pad_id(tokenizer))
         assert self.encoder_tokenizer is not None
         return retokenised_inputs(passages, self.config.k, self.config.window, tokenizer, self.encoder_tokenizer)
 

@@ -98,9 +98,7 @@ def easiest_first(model: Refrag, given: Candidates) -> Scores:
 
 def oracle(model: Refrag, given: Candidates) -> Scores:
     """The chunks that hold a part of the asked fact, known only in the synthetic world: the ceiling of selection."""
-    for question in given.questions:
-        if not is_question(question):
-            raise InputError(f"the selector 'oracle' expects questions of the synthetic world, got {question!r}")
+    check("oracle", given.questions)
     return [
         [float(states) for states in states_fact(given.tokenizer, row, question)]
         for question, row in zip(given.questions, given.passages, strict=True)
@@ -161,6 +159,15 @@ SELECTORS: Mapping[str, Callable[[Refrag, Candidates], Scores]] = {
     "oracle": oracle,
     "policy": by_policy,
 }
+
+
+def check(name: str, questions: Sequence[str]) -> None:
+    """Raise ``InputError`` naming the first question that the selector of that name cannot choose for."""
+    if name != "oracle":
+        return
+    for question in questions:
+        if not is_question(question):
+            raise InputError(f"the selector 'oracle' expects questions of the synthetic world, got {question!r}")
 
 
 def selector(name: str) -> Callable[[Refrag, Candidates], Scores]:

@@ -31,6 +31,7 @@ from harness.model.prompting import Prompting
 from harness.model.splice import splice
 from harness.protocol import Passage, TokenBlock, Usage
 from harness.train.export import own_template, read_training
+from refrag_v2 import selectors
 from refrag_v2.checkpoint import load_refrag, read_config
 from refrag_v2.model import Refrag
 from refrag_v2.selectors import Candidates, best, selector, states_fact
@@ -105,6 +106,7 @@ class RefragV2:
         self.cache = ChunkCache(cache, identity) if cache else None
 
     def check(self, questions: Sequence[str], *, max_new_tokens: int) -> None:
+        selectors.check(self.config.select, questions)
         self.prompting.check(questions, max_new_tokens)
 
     def encode(self, passages: Sequence[Sequence[Passage]]) -> Chunks:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from harness.cli.main import VERBS, main
+from results.lm_eval_samples import sample
 
 NQ = "hub/google-research-datasets/nq_open"
 NQ_ROWS = f"{NQ}/nq_open/validation-00000-of-00001.parquet"
@@ -296,7 +297,19 @@ def test_every_verb_has_help_that_teaches(verb: str, capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit) as exit_:
         main([verb, "--help"])
     assert exit_.value.code == 0
-    assert len(capsys.readouterr().out.splitlines()) > 8
+    shown = capsys.readouterr().out
+    assert len(shown.splitlines()) > 8
+    for option in ("--ask", "--set"):  # the lists of their values are shared; not every verb takes both
+        assert f"({option} NAME=VALUE)" not in shown or f"[{option} NAME=VALUE]" in shown
+
+
+def test_the_help_of_export_says_what_its_samples_lack(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["export", "--help"])
+    row = {"id": "1", "question": "who", "answers": ["Ann"], "prediction": "Bob", "scores": {"em": 0.0}}
+    written = sample(0, row, {"max_new_tokens": 8})
+    assert (written["arguments"]["gen_args_0"]["arg_0"], set(written["doc"])) == ("who", {"id", "question", "answer"})
+    assert "`arguments` and `doc` of a sample hold the question alone" in capsys.readouterr().out
 
 
 def test_doctor_says_how_to_get_what_is_missing(

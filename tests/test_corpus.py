@@ -68,14 +68,17 @@ def test_retrievers_see_title_and_text() -> None:
     ("content", "message"),
     [
         ("", "at least one passage"),
-        ('{"id": 1, "text": "a"}\n{"id": 1, "text": "b"}\n', "unique passage ids in the corpus, got '1' twice"),
         (
-            '{"id": 1, "text": "a"}\n{"id": 2, "body": "b"}\n',
-            r"c.jsonl, row 2: expected a text, got None; columns: id, body",
+            '\n{"id": 1, "text": "a"}\n{"id": 2, "text": "a"}\n\n{"id": 1, "text": "b"}\n',
+            r"^c.jsonl, line 5: expected unique passage ids, got '1' again \(first at c.jsonl, line 2\)$",
+        ),
+        (
+            '{"id": 1, "text": "a"}\n\n{"id": 2, "body": "b"}\n',
+            r"c.jsonl, line 3: expected a text, got None; columns: id, body",
         ),
         ('{"id": 1, "text": "a"}\n{"id": 2, \n', "c.jsonl, line 2: expected a JSON object, got broken JSON"),
         ('["a"]\n', "c.jsonl, line 1: expected a JSON object"),
-        ('{"id": 1, "text": "a"}\n{"id": 2, "text": "\\ud800"}\n', "c.jsonl, row 2: expected Unicode text"),
+        ('{"id": 1, "text": "a"}\n{"id": 2, "text": "\\ud800"}\n', "c.jsonl, line 2: expected Unicode text"),
     ],
 )
 def test_a_bad_row_is_named(tmp_path: Path, content: str, message: str) -> None:
@@ -88,6 +91,53 @@ def test_a_bad_row_is_named(tmp_path: Path, content: str, message: str) -> None:
 def test_a_quote_that_would_swallow_rows_is_named_by_its_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "c.tsv").write_text(f'id\ttext\ttitle\n1\t"a\nb"\tA\n2\t{text}\tB\n3\tlast\tC\n')
     with pytest.raises(InputError, match="c.tsv, line 4: expected a field that starts with a quote to end with one"):
+        read_corpus(tmp_path / "c.tsv")
+
+
+@pytest.mark.parametrize("documents", [False, True], ids=["passages", "documents"])
+def test_an_id_that_comes_again_in_another_file_is_named_with_both_places(tmp_path: Path, documents: bool) -> None:
+    (tmp_path / "a.jsonl").write_text('{"id": "x", "text": "one two three"}\n{"id": "y", "text": "b"}\n')
+    (tmp_path / "b.tsv").write_text('id\ttext\ttitle\nz\t"c\nd"\tC\ny\te\tE\n')
+    with pytest.raises(InputError, match=r"^b.tsv, line 4: .*, got 'y' again \(first at a.jsonl, line 2\)$"):
+        read_corpus(tmp_path, (lambda rows: cut_documents(rows, 2, tokenize=words)) if documents else None)
+
+
+LINE = b'{"id": 1, "text": "a"}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "c.jsonl",
+            LINE * 2 + b'{"id": 2, "text": "caf\xe9"}\n',
+            r"^c.jsonl, line 3: expected UTF-8, got .* 0xe9",
+        ),
+        ("c.jsonl.gz", gzip.compress(LINE + b"\xe2\x82"), r"^c.jsonl.gz, line 2: expected UTF-8, got "),
+        ("c.tsv", b"id\ttext\ttitle\n1\tcaf\xe9\tA\n", r"^c.tsv, line 2: expected UTF-8, got "),
+        ("c.jsonl", gzip.compress(LINE), r"^c.jsonl, line 1: expected UTF-8, got gzip \(its name ends in .gz then\)$"),
+    ],
+)
+def test_what_is_not_utf8_is_named_by_its_line(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read_corpus(tmp_path / name)
+
+
+def test_a_byte_order_mark_is_not_part_of_the_first_column(tmp_path: Path) -> None:
+    mark = b"\xef\xbb\xbf"
+    jsonl, tsv = b'{"id": "7", "title": "A", "text": "a"}\n', b"id\ttext\ttitle\n7\ta\tA\n"
+    for name, content in {"c.jsonl": jsonl, "c.tsv": tsv}.items():
+        (tmp_path / name).write_bytes(mark + content)
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(mark + content))
+        for file in (name, f"{name}.gz"):
+            assert read_corpus(tmp_path / file).passages == [Passage(id="7", title="A", text="a")], file
+
+
+def test_a_table_without_a_header_is_told_which_one_is_expected(tmp_path: Path) -> None:
+    (tmp_path / "c.tsv").write_text("1\tAnn left.\tAnn\n2\tBob came.\tBob\n")
+    expected = r"^c.tsv, line 1: expected a header, .*\(id, text, title, of which text is needed\), got '1\\tAnn left"
+    with pytest.raises(InputError, match=expected):
         read_corpus(tmp_path / "c.tsv")
 
 

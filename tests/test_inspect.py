@@ -265,7 +265,7 @@ def test_json_has_the_documented_keys_and_the_page_is_written_beside_it(
         (("--set", "select=polcy"), "unknown selector 'polcy' (did you mean 'policy'?)"),
         (("--set", "expand=2"), "expected a share of expanded chunks from 0 to 1"),
         (("--set", "expand"), "expected a setting as NAME=VALUE"),
-        (("--set", "select=oracle"), "the selector 'oracle' expects a question of the synthetic world"),
+        (("--set", "select=oracle"), "the selector 'oracle' expects questions of the synthetic world"),
         (("--passages-file", "no/such/file.jsonl"), "no corpus at no/such/file.jsonl"),
         (("--index", "no/such/index"), "not allowed with argument"),
         (("--html", "."), "expected a file to write, got the folder ."),

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from fakes import ListSuite, spec
 from torch import Tensor
 
 from baselines.standard_rag import StandardRAG, StandardRAGConfig
@@ -19,7 +20,8 @@ from harness.data.world.tokenizer import TAGS, build_tokenizer
 from harness.errors import InputError
 from harness.model.chunking import split
 from harness.model.load import load_decoder, random_decoder
-from harness.protocol import Passage
+from harness.protocol import Example, Passage
+from harness.run import evaluate
 from refrag_v2.checkpoint import save_refrag
 from refrag_v2.model import Refrag, RefragConfig
 from refrag_v2.policy import Policy, PolicyConfig
@@ -302,6 +304,18 @@ def test_the_oracle_on_a_real_question_is_an_input_error(refrag_checkpoint: Path
     system = opened(refrag_checkpoint, select="oracle", expand=0.25)
     with pytest.raises(InputError, match="synthetic world"):
         system.usage(["who wrote hamlet"], system.encode([texts("The rival of is was")]), max_new_tokens=6)
+
+
+def test_the_oracle_refuses_an_evaluation_before_anything_is_written(refrag_checkpoint: Path, tmp_path: Path) -> None:
+    """Or a run would be listed as not started for good. That only the last question is a real one changes nothing."""
+    system = opened(refrag_checkpoint, select="oracle", expand=0.25)
+    listed = [
+        Example(id=str(i), question=question, answers=("a",), passages=())
+        for i, question in enumerate([asked(0, 1)[0], "who wrote hamlet"])
+    ]
+    with pytest.raises(InputError, match="'oracle' expects questions of the synthetic world, got 'who wrote hamlet'"):
+        evaluate(spec(), ListSuite(listed), system, tmp_path, experiment="test", device=torch.device("cpu"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_all_questions_of_a_real_suite_report_the_same_usage(refrag_checkpoint: Path) -> None:

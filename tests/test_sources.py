@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import shared_path
 
+from harness.cli.main import main
 from harness.data import sources
 from harness.data.sources import DataRoot, load_questions, question_id
 from harness.errors import InputError
@@ -196,6 +198,44 @@ def test_a_column_of_another_type_does_not_leak_the_librarys_error(tmp_path: Pat
         load_questions("nq", DataRoot.open(write_nq(tmp_path / "m", rows)))
     with pytest.raises(InputError, match="expected a list of at least one answer, got 'Ann'"):
         load_questions("nq", DataRoot.open(write_nq(tmp_path / "n", rows, features="")))
+
+
+LINE = b'{"question": "who", "answer": ["Ann"]}\n'
+DAMAGED: dict[str, tuple[str, bytes]] = {
+    "empty": ("validation.jsonl", b""),
+    "empty, gzipped": ("validation.jsonl.gz", gzip.compress(b"")),
+    "gzip cut short": ("validation.jsonl.gz", gzip.compress(LINE * 100)[:-20]),
+    "no JSON": ("validation.jsonl", b"{{{\n"),
+    "a line cut short": ("validation.jsonl", LINE + LINE[:-9]),
+    "Latin-1": ("validation.jsonl", LINE + LINE.replace(b"who", b"caf\xe9")),
+    "empty parquet": ("validation.parquet", b""),
+    "no parquet": ("validation.parquet", b"PAR1 no PAR1"),
+    "empty tsv": ("validation.tsv", b""),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_file_of_questions_that_cannot_be_read_is_named_in_one_line(
+    tmp_path: Path, damage: str, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The library raises StopIteration for an empty file, and logs what it finds in a damaged one."""
+    name, content = DAMAGED[damage]
+    folder = tmp_path / "m" / "hub" / "google-research-datasets" / "nq_open"
+    folder.mkdir(parents=True)
+    (folder / name).write_bytes(content)
+    assert main(["retrieve", "--suite", "nq", "--retriever", "bm25", "--data", str(tmp_path / "m"), "--k", "4"]) == 2
+    out, err = capfd.readouterr()
+    assert (out, len(err.splitlines()), caplog.messages) == ("", 1, []), err
+    assert f"{folder / name}: cannot be read as google-research-datasets/nq_open: " in err
+
+
+def test_of_several_files_of_which_one_cannot_be_read_all_are_named(tmp_path: Path) -> None:
+    folder = tmp_path / "m" / "hub" / "google-research-datasets" / "nq_open"
+    folder.mkdir(parents=True)
+    for number in range(6):
+        (folder / f"validation-{number}.jsonl").write_bytes(b"{{{" if number == 4 else LINE)
+    with pytest.raises(InputError, match=r"nq_open \(validation-0.jsonl, .*, validation-4.jsonl, ...\): cannot"):
+        load_questions("nq", DataRoot.open(tmp_path / "m"))
 
 
 def test_a_row_without_answers_is_named(tmp_path: Path) -> None:

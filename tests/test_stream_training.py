@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from byte_level import byte_level_tokenizer
 from stream_text import write_text
 from together import together
 
+from harness.cli.main import main
 from harness.data.stream.prepare import StreamConfig, prepare
 from harness.data.stream.window_practice import WindowParagraph
 from harness.data.stream.windows import Windows
@@ -121,6 +125,50 @@ def test_other_windows_are_another_training(windows: Path, tiny_checkpoint: Path
         job("reconstruction", tiny_checkpoint, None, tmp_path).run()
     with pytest.raises(InputError, match="there are no prepared windows at"):
         job("reconstruction", tiny_checkpoint, tmp_path, tmp_path).run()
+
+
+def test_a_missing_stage_before_is_asked_for_by_a_command_that_makes_it(
+    windows: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the same text, in the same runs; one that was trained from another start is named, to be given as one."""
+    asked = TrainJob(
+        system="refrag_v2", stage="cpt", scale=SCALE, runs=tmp_path / "my runs", text=windows, from_scratch=True
+    )
+    with pytest.raises(InputError) as caught:
+        asked.run()
+    (command,) = re.findall(r"run `refrag-bench (.*)` first$", str(caught.value))
+    ran: list[TrainJob] = []
+
+    def run(self: TrainJob, *_: Any, **__: Any) -> Path:
+        ran.append(self)
+        return self.folder
+
+    monkeypatch.setattr(TrainJob, "run", run)
+    assert main([*shlex.split(command), "--track", "off"]) == 0
+    assert asked.before is not None and [each.checkpoint for each in ran] == [asked.before.checkpoint]
+
+    monkeypatch.undo()
+    other = job("reconstruction", tiny_checkpoint, windows, asked.runs).checkpoint
+    other.mkdir(parents=True)
+    (other / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=f"first; or give one that was trained otherwise with --start: {other}$"):
+        asked.run()
+
+
+def test_a_text_of_the_other_kind_says_which_command_makes_which(windows: Path, tmp_path: Path) -> None:
+    """Both are given with --text: a text with its own tokenizer, and windows in a decoder's tokens."""
+    for_windows = TrainJob(system="decoder", stage="pretrain", scale="text-tiny-short", runs=tmp_path, text=windows)
+    made = r"`refrag-bench run perplexity` makes one, .* for the text-\* scales; what `refrag-bench data prepare` makes"
+    with pytest.raises(InputError, match=f"manifest.json in it; found prepared windows \\({made}"):
+        for_windows.run()
+    with pytest.raises(InputError, match=f"with --text \\({made}"):
+        replace(for_windows, text=None).run()
+    with pytest.raises(InputError, match=f"found no such file \\({made}"):
+        replace(for_windows, text=tmp_path).run()
+    (tmp_path / "manifest.json").write_text("{}")
+    obstacle = f"there are no prepared windows at {tmp_path}, but a text for the text-* scales (`refrag-bench data prep"
+    (found,) = job("reconstruction", tmp_path / "decoder", tmp_path, tmp_path).obstacles
+    assert found.startswith(obstacle)
 
 
 def test_the_stage_before_is_of_the_world(windows: Path, tmp_path: Path) -> None:

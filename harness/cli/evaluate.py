@@ -49,7 +49,9 @@ settings (--set NAME=VALUE); the checkpoint's own where it knows them:
   seed=N                     refrag_v1: of the coins that choose them (0)
   select=NAME                refrag_v2: which ones: none, all, first, random, perplexity-desc, perplexity-asc, policy,
                              oracle (synthetic world only)
+"""
 
+ASKED = """
 what is asked (--ask NAME=VALUE); lengths and distances in tokens of the checkpoint's tokenizer:
   gold_position              position=N: the place of the right passage, 1 is the first
   topiocqa, qrecc, orconvqa  history=N: earlier turns in the question, the latest (10)
@@ -62,7 +64,7 @@ what is asked (--ask NAME=VALUE); lengths and distances in tokens of the checkpo
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description, parser.epilog = DESCRIPTION, EPILOG + SETTINGS
+    parser.description, parser.epilog = DESCRIPTION, EPILOG + SETTINGS + ASKED
     parser.add_argument("--system", required=True, help=f"{', '.join(SYSTEMS)}, or your own as module:Class")
     parser.add_argument("--suite", required=True, help=", ".join([*SUITES, *ASKED_SUITES, *MADE_SUITES]))
     parser.add_argument(

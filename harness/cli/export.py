@@ -14,6 +14,9 @@ Write the answers and scores of finished runs as EleutherAI's lm-evaluation-harn
 those: OUT/SYSTEM/RUN_ID/results_DATE.json and samples_SUITE_DATE.jsonl. Nothing is run or scored again, and lm-eval
 need not be installed. Examples that raised an error have no answer; they are left out and counted.
 
+Of what a system read, `arguments` and `doc` of a sample hold the question alone, and `prompt_hash` is that of the
+question: a run's journal has neither the passages nor the prompt as the model saw it.
+
 Accepted records (results/records) carry no journal of answers and cannot be exported."""
 
 EPILOG = """\

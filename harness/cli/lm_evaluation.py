@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from harness.cli.catalog import SYSTEMS
-from harness.cli.evaluate import SETTINGS, add_decoder_arguments
+from harness.cli.evaluate import ASKED, SETTINGS, add_decoder_arguments
 from harness.config import load
 
 HELP = "evaluate one system by EleutherAI's lm-evaluation-harness (extra lm-eval)"
@@ -41,7 +41,7 @@ The same documents for one of lm-eval's own models (it gets the prompt as text):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description, parser.epilog = DESCRIPTION, EPILOG + SETTINGS
+    parser.description, parser.epilog = DESCRIPTION, EPILOG + SETTINGS + ASKED
     parser.add_argument("--system", required=True, help=f"{', '.join(SYSTEMS)}, or your own as module:Class")
     parser.add_argument("--tasks", required=True, metavar="NAME,...", help="nq_open, triviaqa, popqa, passkey")
     add_decoder_arguments(parser)

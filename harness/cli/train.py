@@ -81,7 +81,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="activation checkpointing: less memory, about a third more work, the same numbers",
     )
-    parser.add_argument("--text", type=Path, metavar="DIR", help="the prepared text of the text-* and stream-* scales")
+    parser.add_argument(
+        "--text",
+        type=Path,
+        metavar="DIR",
+        help="what is trained on: for the text-* scales a text that `refrag-bench run perplexity` made (below "
+        "RUNS/text), for stream-smoke and paper-* windows that `refrag-bench data prepare` made",
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs lie (runs)")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument(

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetBuilder
 
 ID_LENGTH = 12
+FILES_SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -189,14 +191,18 @@ def load_rows(
 ) -> tuple[list[dict[str, Any]], Source]:
     """The columns of ``wanted``, row by row in file order, at most ``limit``, and what they came from.
 
-    Raises ``InputError`` for a missing dataset or column and an unexpected number of rows.
+    Raises ``InputError`` for a missing dataset or column, an unexpected number of rows, and a file of a mirror, which
+    it names, that is empty, damaged, or not UTF-8.
     """
-    dataset, source = _load(wanted, root, split or wanted.split)
+    dataset, source, where = _load(wanted, root, split or wanted.split)
     _require_columns(wanted.hub_id, wanted.columns, dataset.column_names)
     there = [column for column in wanted.optional_columns if column in dataset.column_names]
     if limit is not None:
         dataset = dataset.select(range(min(limit, len(dataset))))
-    return dataset.select_columns([*wanted.columns, *there]).to_list(), source
+    try:
+        return dataset.select_columns([*wanted.columns, *there]).to_list(), source
+    except UnicodeDecodeError as error:  # Arrow keeps the bytes of a text as they are
+        raise _unreadable(wanted, where, error) from error
 
 
 def _examples(questions: QuestionSet, rows: Iterable[Mapping[str, Any]]) -> list[Example]:
@@ -235,9 +241,13 @@ def cache_folder() -> Path:
     return Path(os.environ.get("REFRAG_CACHE") or "~/.cache/refrag-bench").expanduser()
 
 
-def _load(questions: HubSplit, root: DataRoot, split: str) -> tuple[Dataset, Source]:
-    """The split with its fingerprint. Raises ``InputError`` where ``datasets`` would raise an error of its own."""
+def _load(questions: HubSplit, root: DataRoot, split: str) -> tuple[Dataset, Source, str]:
+    """The split with its fingerprint, and where it is, for the reader of an error.
+
+    Raises ``InputError`` where ``datasets`` would raise an error of its own.
+    """
     from datasets.exceptions import DatasetsError
+    from pyarrow import ArrowException
 
     where = questions.hub_id if root.path is None else str(_mirror_of(questions, root.path))
     try:
@@ -251,6 +261,7 @@ def _load(questions: HubSplit, root: DataRoot, split: str) -> tuple[Dataset, Sou
             revision, expected = file_digest(*_data_files(builder, split)), _declared_rows(builder, split)
             cache = cache_folder() / "datasets" / digest([str(Path(where).resolve()), revision])
             builder = _builder(questions, where, str(cache))
+            where = _files_of(builder, where)
         builder.download_and_prepare(verification_mode="no_checks")
         dataset = builder.as_dataset(split=split)
     except InputError:
@@ -260,7 +271,9 @@ def _load(questions: HubSplit, root: DataRoot, split: str) -> tuple[Dataset, Sou
             f"{questions.hub_id} is not in the local cache and the Hub cannot be reached; "
             "give a mirror with --data or REFRAG_DATA, or let it be downloaded with --allow-download"
         ) from error
-    except (DatasetsError, OSError, ValueError) as error:
+    # The library looks into the first file for its columns, and what that raises comes through as it is: StopIteration
+    # for a file of no rows, whatever gzip and Arrow have to say of others.
+    except (DatasetsError, ArrowException, OSError, ValueError, EOFError, StopIteration, zlib.error) as error:
         raise _unreadable(questions, where, error) from error
     if expected is not None and len(dataset) != expected:
         raise InputError(f"{where}: expected {expected} rows in split {split!r}, found {len(dataset)}")
@@ -272,14 +285,16 @@ def _load(questions: HubSplit, root: DataRoot, split: str) -> tuple[Dataset, Sou
         rows=len(dataset),
         revision=revision,
     )
-    return dataset, source
+    return dataset, source, where
 
 
 def _builder(questions: HubSplit, where: str, cache: str | None = None) -> DatasetBuilder:
     import datasets
 
     if cache is not None:
-        datasets.disable_progress_bars()  # of local files: they would only litter the log
+        # Of local files they would only litter the log; and what is wrong with a file, our own error says.
+        datasets.disable_progress_bars()
+        datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     return datasets.load_dataset_builder(where, questions.config, cache_dir=cache)
 
 
@@ -304,6 +319,15 @@ def _data_files(builder: DatasetBuilder, split: str) -> list[Path]:
     return sorted(Path(file) for file in files[split])
 
 
+def _files_of(builder: DatasetBuilder, folder: str) -> str:
+    """The files that the library reads, in words; of all splits, as it prepares them together."""
+    files = sorted({Path(file) for files in (builder.config.data_files or {}).values() for file in files})
+    if len(files) == 1:
+        return str(files[0])
+    shown = ", ".join(file.name for file in files[:FILES_SHOWN])
+    return f"{folder} ({shown}{', ...' if len(files) > FILES_SHOWN else ''})"
+
+
 def _require_columns(hub_id: str, expected: Iterable[str], found: Iterable[str]) -> None:
     missing = [column for column in expected if column not in set(found)]
     if missing:
@@ -323,7 +347,8 @@ def _unreadable(questions: HubSplit, where: str, error: BaseException) -> InputE
             if missing:
                 return InputError(f"{where}: missing column {', '.join(missing)}; columns found: {', '.join(found)}")
             break
-    reason = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+    said = "it holds no rows" if isinstance(cause, StopIteration) else str(cause)
+    reason = next((line.strip() for line in said.splitlines() if line.strip()), type(cause).__name__)
     return InputError(f"{where}: cannot be read as {questions.hub_id}: {reason}")
 
 

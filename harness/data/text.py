@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.config import digest, file_digest, plain
+from harness.data.stream import windows
 from harness.errors import InputError, unknown
 from harness.files import is_file_name, write_atomically
 from harness.prompts import text_ids
@@ -38,6 +39,10 @@ PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 SPLITS = ("train", "validation")
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst")
 MANIFEST, TOKENIZER = "manifest.json", "tokenizer"
+MADE_BY = (
+    "`refrag-bench run perplexity` makes one, below RUNS/text, for the text-* scales; what `refrag-bench data prepare` "
+    "makes, windows, is for stream-smoke and paper-*"
+)
 
 Ids = NDArray[np.uint16]
 
@@ -126,14 +131,17 @@ class Text:
     def __init__(self, folder: Path) -> None:
         """Raises ``InputError`` where ``folder`` holds no prepared text."""
         path = folder / MANIFEST
+        if not path.exists():
+            found = "prepared windows" if (folder / windows.MANIFEST).exists() else "no such file"
+            raise InputError(f"expected a prepared text at {folder}, with {MANIFEST} in it; found {found} ({MADE_BY})")
         try:
             self.manifest: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             self.counts: Mapping[str, Mapping[str, Any]] = self.manifest["counts"]
-            found, named = self.manifest["format"], [name for split in self.counts.values() for name in split]
+            form, named = self.manifest["format"], [name for split in self.counts.values() for name in split]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"expected a prepared text at {folder}, with {MANIFEST} in it ({error})") from error
-        if found != FORMAT:
-            raise InputError(f"{path}: expected format {FORMAT}, got {found!r}; delete the folder to prepare it again")
+        if form != FORMAT:
+            raise InputError(f"{path}: expected format {FORMAT}, got {form!r}; delete the folder to prepare it again")
         if other := [name for name in (*self.counts, *named) if not is_file_name(name)]:
             raise InputError(f"{path} is damaged: no set or split is called {other[0]!r}; prepare it again")
         self.folder, self.name = folder, folder.name

@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harness import prompts
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -94,7 +96,8 @@ def retokenised_inputs(
     """
     encode = encoder_tokenizer
     before, after = _specials(encode)
-    blank = encode.pad_token_id if encode.unk_token_id is None else encode.unk_token_id
+    padding = prompts.pad_id(encode)
+    blank = padding if encode.unk_token_id is None else encode.unk_token_id
     rows, number = [], 0
     for passage in passages:
         texts = chunk_texts(decoder_tokenizer, passage, k)
@@ -111,7 +114,7 @@ def retokenised_inputs(
                 [(t, -1) for t in before] + [pair for ids in numbered for pair in ids] + [(t, -1) for t in after]
             )
     pairs = torch.tensor([pair for row in rows for pair in row], dtype=torch.long).view(-1, 2)
-    return _padded(pairs[:, 0], pairs[:, 1], [len(row) for row in rows], encode.pad_token_id)
+    return _padded(pairs[:, 0], pairs[:, 1], [len(row) for row in rows], padding)
 
 
 def chunk_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], k: int) -> list[str]:

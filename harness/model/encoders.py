@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import InputError, unknown
+from harness.prompts import pad_id
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, RobertaModel
@@ -164,7 +165,7 @@ def build_encoder(name: str, decoder: LlamaForCausalLM) -> BidirectionalLlama | 
 def encoder_tokenizer(name: str, folder: Path | None = None) -> PreTrainedTokenizerBase | None:
     """The own tokenizer of the encoder ``name``, of ``folder`` or of where it is from; None where it has none.
 
-    Raises ``InputError`` where it cannot be had.
+    Raises ``InputError`` where it cannot be had, or has nothing to pad with.
     """
     if shares_tokens(name):
         return None
@@ -177,4 +178,5 @@ def encoder_tokenizer(name: str, folder: Path | None = None) -> PreTrainedTokeni
         raise InputError(
             f"no tokenizer {source!r} for the encoder: neither a local folder nor a reachable Hub id"
         ) from error
+    pad_id(tokenizer)
     return tokenizer

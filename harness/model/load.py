@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from harness.config import digest, file_digest
 from harness.device import open_device
 from harness.errors import InputError, unknown
+from harness.prompts import pad_id
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
@@ -84,7 +85,8 @@ def load_decoder(name: str, *, dtype: str = "float32", device: str = "cpu") -> D
     """Load the decoder and tokenizer in folder ``name``, or of Hub id ``name``.
 
     Weights are read as safetensors only and no code of a checkpoint is run. Raises ``InputError`` where there is no
-    such checkpoint, its architecture is not Llama, or its weights have another shape than its config says.
+    such checkpoint, its architecture is not Llama, its weights have another shape than its config says, or its
+    tokenizer nothing to pad with.
     """
     import torch
     from safetensors import SafetensorError
@@ -108,6 +110,7 @@ def load_decoder(name: str, *, dtype: str = "float32", device: str = "cpu") -> D
     _check_architecture(name, config)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        pad_id(tokenizer)  # refused here, and not at the first row that is shorter than its batch
         model, report = LlamaForCausalLM.from_pretrained(
             name,
             dtype=getattr(torch, dtype),

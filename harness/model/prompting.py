@@ -30,10 +30,7 @@ class Prompting:
         shown = self.template.demonstration_ids(self.tokenizer, decoder.demonstrations)
         self.start = [*self.template.start_ids(self.tokenizer), *shown]
         self.stop_ids = self.template.stop_ids(self.tokenizer)
-        pad = self.tokenizer.pad_token_id
-        if pad is None and not self.stop_ids:
-            raise InputError("expected a tokenizer with a padding token or one that ends a text, got neither")
-        self.pad_id: int = self.stop_ids[0] if pad is None else pad
+        self.pad_id = prompts.pad_id(self.tokenizer)
 
     def check(self, questions: Sequence[str], max_new_tokens: int) -> None:
         """Raise ``InputError`` naming the first question that is too long even without passages."""

@@ -1,8 +1,8 @@
 """What is searched: the passages of a corpus and the digest that names them.
 
-Read from JSON lines (``{"id", "title", "text"}``), from DPR's tab-separated form (``id  text  title``), or from a
-folder of such files, each plain or gzipped. Rows are passages as they stand; where they are whole documents, the
-caller says how to cut them (``harness.retrieval.cut``).
+Read from JSON lines (``{"id", "title", "text"}``), from DPR's tab-separated form (its header: ``id  text  title``), or
+from a folder of such files, each plain or gzipped, in UTF-8 with or without a byte-order mark. Rows are passages as
+they stand; where they are whole documents, the caller says how to cut them (``harness.retrieval.cut``).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO, cast
 
 from harness.config import RUN_ID_LENGTH
 from harness.errors import InputError
@@ -24,6 +24,16 @@ from harness.protocol import Passage
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".tsv", ".tsv.gz")
 LONGEST_FIELD = 1 << 24  # csv's own limit of 128 KiB is shorter than a long document
+ENCODING = "utf-8-sig"  # UTF-8, past the byte-order mark that some write before it
+TSV_HEADER = "the tab-separated names of the columns (id, text, title, of which text is needed)"
+GZIP = b"\x1f\x8b"
+
+Records = Iterator[tuple[int, dict[str, object]]]
+"""The records of a file, each with the line on which it starts, from 1."""
+
+
+class RepeatedId(InputError):
+    """Two passages of a corpus share an id."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +45,7 @@ class Corpus:
 
     @classmethod
     def of(cls, passages: Iterable[Passage]) -> Corpus:
-        """The corpus of ``passages``. Raises ``InputError`` when there is none or two share an id."""
+        """The corpus of ``passages``. Raises ``InputError`` when there is none, ``RepeatedId`` when two share an id."""
         listed = list(passages)
         if not listed:
             raise InputError("expected at least one passage in the corpus, found none")
@@ -43,7 +53,7 @@ class Corpus:
         sha = hashlib.sha256()
         for passage in listed:
             if passage.id in seen:
-                raise InputError(f"expected unique passage ids in the corpus, got {passage.id!r} twice")
+                raise RepeatedId(f"expected unique passage ids in the corpus, got {passage.id!r} twice")
             seen.add(passage.id)
             sha.update(f"{passage.id}\0{passage.title}\0{passage.text}\0".encode())
         return cls(passages=listed, digest=sha.hexdigest()[:RUN_ID_LENGTH])
@@ -75,11 +85,15 @@ def read_corpus(
 
     A row without an id is named by its place, in a folder of several files with its file's name before it. ``blank``
     allows passages of white space alone, which cutting a document may leave. Raises ``InputError`` naming the file and
-    line of a row without text or of broken JSON or quoting, or a repeated id.
+    line of a row without text, of broken JSON or quoting, of what is not UTF-8, of a header without a text, or of a
+    repeated id.
     """
     files = corpus_files(path)
-    rows = (row for file in files for row in _rows(file, f"{file.name}:" if len(files) > 1 else "", blank))
-    return Corpus.of(rows if cut is None else cut(rows))
+    rows = (passage for _, _, passage in _rows(files, blank))
+    try:
+        return Corpus.of(rows if cut is None else cut(rows))
+    except RepeatedId as error:  # where, is read once more: lines are not kept for millions of passages
+        raise InputError(_repeated(files, blank)) from error
 
 
 def write_corpus(corpus: Corpus, path: Path) -> None:
@@ -90,21 +104,37 @@ def write_corpus(corpus: Corpus, path: Path) -> None:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _rows(path: Path, prefix: str, blank: bool) -> Iterator[Passage]:
-    try:
-        yield from _passages(path, prefix, blank)
-    except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"cannot read a corpus from {path}: {error}") from error
+def _repeated(files: Sequence[Path], blank: bool) -> str:
+    """The first id that comes again, and both its places."""
+    places: dict[str, str] = {}
+    for file, line, passage in _rows(files, blank):
+        place = f"{file.name}, line {line}"
+        if passage.id in places:
+            return f"{place}: expected unique passage ids, got {passage.id!r} again (first at {places[passage.id]})"
+        places[passage.id] = place
+    raise AssertionError("cutting unique documents gives unique passages")
 
 
-def _passages(path: Path, prefix: str, blank: bool) -> Iterator[Passage]:
-    with _open(path) as file:
+def _rows(files: Sequence[Path], blank: bool) -> Iterator[tuple[Path, int, Passage]]:
+    """The passages of all files, each with its file and the line on which it starts."""
+    for file in files:
+        try:
+            for line, passage in _passages(file, f"{file.name}:" if len(files) > 1 else "", blank):
+                yield file, line, passage
+        except UnicodeDecodeError as error:
+            raise InputError(_undecodable(file)) from error
+        except (gzip.BadGzipFile, EOFError, zlib.error, csv.Error) as error:
+            raise InputError(f"cannot read a corpus from {file}: {error}") from error
+
+
+def _passages(path: Path, prefix: str, blank: bool) -> Iterator[tuple[int, Passage]]:
+    with io.TextIOWrapper(_open(path), encoding=ENCODING, newline="") as file:
         records = _tsv(file, path) if ".tsv" in path.suffixes else _jsonl(file, path)
-        for number, record in enumerate(records, start=1):
+        for number, (line, record) in enumerate(records, start=1):
             text = record.get("text")
             if not isinstance(text, str) or not (text.strip() or (blank and text)):
                 raise InputError(
-                    f"{path.name}, row {number}: expected a text, got {text!r}; columns: {', '.join(map(str, record))}"
+                    f"{path.name}, line {line}: expected a text, got {text!r}; columns: {', '.join(map(str, record))}"
                 )
             # Documents of a language-model corpus have no id: the place in the file is one.
             name = record.get("id")
@@ -114,17 +144,27 @@ def _passages(path: Path, prefix: str, blank: bool) -> Iterator[Passage]:
             try:
                 f"{passage.id}{passage.title}{passage.text}".encode()
             except UnicodeEncodeError as error:  # JSON can escape half a character
-                raise InputError(f"{path.name}, row {number}: expected Unicode text, got {error}") from error
-            yield passage
+                raise InputError(f"{path.name}, line {line}: expected Unicode text, got {error}") from error
+            yield line, passage
 
 
-def _open(path: Path) -> TextIO:
-    if path.suffix == ".gz":
-        return io.TextIOWrapper(gzip.open(path, "rb"), encoding="utf-8", newline="")
-    return path.open(encoding="utf-8", newline="")
+def _open(path: Path) -> BinaryIO:
+    return cast("BinaryIO", gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
 
 
-def _jsonl(file: TextIO, path: Path) -> Iterator[dict[str, object]]:
+def _undecodable(path: Path) -> str:
+    """The first line of ``path`` that is not UTF-8, and what it is."""
+    with _open(path) as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode(ENCODING if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                what = "gzip (its name ends in .gz then)" if number == 1 and line.startswith(GZIP) else str(error)
+                return f"{path.name}, line {number}: expected UTF-8, got {what}"
+    raise AssertionError("a file that is not UTF-8 has a line that is not")
+
+
+def _jsonl(file: TextIO, path: Path) -> Records:
     for number, line in enumerate(file, start=1):
         if not line.strip():
             continue
@@ -136,19 +176,26 @@ def _jsonl(file: TextIO, path: Path) -> Iterator[dict[str, object]]:
             ) from error
         if not isinstance(record, dict):
             raise InputError(f"{path.name}, line {number}: expected a JSON object, got {line.strip()[:60]}")
-        yield record
+        yield number, record
 
 
-def _tsv(file: TextIO, path: Path) -> Iterator[dict[str, object]]:
+def _tsv(file: TextIO, path: Path) -> Records:
     csv.field_size_limit(LONGEST_FIELD)
-    reader = csv.DictReader(file, delimiter="\t", strict=True)
+    reader = csv.reader(file, delimiter="\t", strict=True)
+    header: list[str] = []
     line = 0
     try:
-        while True:
-            yield next(reader)
-            line = reader.line_num
-    except StopIteration:
-        return
+        for fields in reader:
+            start, line = line + 1, reader.line_num
+            if not fields:
+                continue
+            if header:
+                yield start, dict.fromkeys(header) | dict(zip(header, fields, strict=False))
+                continue
+            header = fields
+            if "text" not in header:
+                shown = "\t".join(fields)[:60]
+                raise InputError(f"{path.name}, line {start}: expected a header, {TSV_HEADER}, got {shown!r}")
     except csv.Error as error:
         raise InputError(
             f"{path.name}, line {line + 1}: expected a field that starts with a quote to end with one, "

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from harness.model.chunking import EncoderInputs
+from harness.prompts import pad_id
 from harness.train.chunk_rows import condense, lay_out
 from harness.train.losses import token_losses
 
@@ -41,7 +42,7 @@ class ChunkModel(Protocol):
 
 def lay_out_for(model: ChunkModel, rows: Sequence[Row], tokenizer: Any) -> Batch:
     """A batch with all chunks expanded, and what the encoder reads for them."""
-    return lay_out(rows, model.config.k, lambda texts: model.inputs(texts, tokenizer), tokenizer.pad_token_id)
+    return lay_out(rows, model.config.k, lambda texts: model.inputs(texts, tokenizer), pad_id(tokenizer))
 
 
 def read_chunks(model: nn.Module, batch: Batch) -> Tensor:

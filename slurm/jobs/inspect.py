@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from harness.data.world.facts import is_question
 from harness.errors import InputError
 from harness.protocol import Hit
 from results.inspection import InspectedChunk, InspectedPassage, Inspection
@@ -56,8 +55,6 @@ class InspectJob:
         )
         system = cast("RefragV2", opened.system)
         config = system.config
-        if config.select == "oracle" and not is_question(self.question):
-            raise InputError(f"the selector 'oracle' expects a question of the synthetic world, got {self.question!r}")
         system.check([self.question], max_new_tokens=self.max_new_tokens)
 
         context = system.encode([[hit.passage for hit in found]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -14,6 +15,8 @@ from harness.config import digest
 from harness.data.missing import Missing
 from harness.data.stream.window_practice import WindowExercise
 from harness.data.stream.windows import MANIFEST, name_of, open_windows
+from harness.data.text import MADE_BY
+from harness.data.text import MANIFEST as TEXT
 from harness.data.text_practice import TextExercise
 from harness.errors import InputError, unknown
 from harness.train.export import TRAINING_FILE, read_training
@@ -203,7 +206,8 @@ class TrainJob:
         if self.text is None:
             return f"there are no prepared windows (--text; {how})"
         if not (self.text / MANIFEST).exists():
-            return f"there are no prepared windows at {self.text} ({how})"
+            instead = ", but a text for the text-* scales" if (self.text / TEXT).exists() else ""
+            return f"there are no prepared windows at {self.text}{instead} ({how})"
         if (length := open_windows(self.text).length) < data.longest:
             return f"the windows at {self.text} have {length:,} tokens ({how})"
         return ""
@@ -323,9 +327,7 @@ class TrainJob:
                 raise InputError(f"{self.title} trains on the synthetic world; leave --text {self.text} out")
             return cast("Recipe", recipe)
         if self.text is None:
-            raise InputError(
-                f"{self.title} trains on a prepared text: give it with --text (`refrag-bench run perplexity` makes one)"
-            )
+            raise InputError(f"{self.title} trains on a prepared text: give it with --text ({MADE_BY})")
         return cast("Recipe", replace(recipe, data=recipe.data.over(self.text)))
 
     def _start(self, recipe: Recipe) -> Path | None:
@@ -338,12 +340,8 @@ class TrainJob:
         if not isinstance(start, Path):
             return None
         if not (start / "config.json").exists():
-            how = (
-                f"run `refrag-bench train {before.system} {before.stage} --scale {before.scale}` first"
-                if before
-                else ""
-            )
-            raise InputError(f"{self.title} starts from {start}, which is not there; {how or 'expected a checkpoint'}")
+            how = before._how_to_have_it() if before else "expected a checkpoint"
+            raise InputError(f"{self.title} starts from {start}, which is not there; {how}")
         lineage: list[str] = read_training(start).get("lineage", [])
         if missing := [stage for stage in recipe.requires if stage not in lineage and stage not in self.skip]:
             raise InputError(
@@ -351,6 +349,25 @@ class TrainJob:
                 f"{', '.join(lineage) or 'nothing known'} (an ablation says --skip {missing[0]})"
             )
         return start
+
+    def _how_to_have_it(self) -> str:
+        """What the stage after this one is told where this one's checkpoint is not there.
+
+        One that went on from a --start of its own lies elsewhere, and is found by nothing but a --start that names it.
+        """
+        given: dict[str, Path | str | None] = {
+            "text": self.text,
+            "start": self.start if isinstance(self.start, Path) else None,
+            "runs": self.runs,
+            "device": None if self.device == "cpu" else self.device,
+        }
+        words = [self.system, self.stage, "--scale", self.scale]
+        words += [str(word) for name, value in given.items() if value for word in (f"--{name}", value)]
+        words += ["--from-scratch"] * self.from_scratch
+        there = self.folder.parent.glob(f"{self.stage}-{self.scale}-*/final/config.json")
+        found = ", ".join(str(path.parent) for path in sorted(there))
+        other = f"; or give one that was trained otherwise with --start: {found}" if found else ""
+        return f"run `refrag-bench train {shlex.join(words)}` first{other}"
 
     def said(self, result: Path) -> str:
         return str(result)
