@@ -717,6 +717,30 @@ def test_status_shows_a_journal_that_no_run_can_go_on_from_as_damaged(tmp_path: 
     assert (state.state, state.rows, state.errors) == ("damaged", 1, 1)
 
 
+@pytest.mark.parametrize(
+    ("rows", "torn", "state"),
+    [
+        ([{"id": "q"}, {"error": "OutOfMemory"}], "", ("done", 2, 1)),
+        ([{"id": "q"}], "", ("damaged", 1, 0)),
+        ([{"id": "q"}] * 3, "", ("damaged", 3, 0)),
+        ([{"id": "q"}], '{"run_id": "RUN", "i": 1', ("damaged", 1, 0)),
+        ([{"id": "q"}] * 2, '{"run_id": "RUN", "i"', ("damaged", 2, 0)),
+        ([{"id": "q"}], "garbage\n", ("damaged", 1, 0)),
+        ([{"id": "q"}], '{"run_id": "another", "i": 1}\n', ("damaged", 1, 0)),
+    ],
+)
+def test_status_reads_the_journal_of_a_finished_run(
+    tmp_path: Path, rows: list[dict[str, Any]], torn: str, state: tuple[str, int, int]
+) -> None:
+    run_id = "a" * 16
+    start_run(tmp_path, run_id, rows, torn=torn.replace("RUN", run_id))
+    folder = tmp_path / "nq/refrag_v2" / run_id
+    record = DOCUMENT | {"run_id": run_id, "n_examples": 2, "n_errors": 1}
+    (folder / "record.json").write_text(json.dumps(record))
+    (found,) = status_command.run_states(tmp_path)
+    assert (found.state, found.rows, found.errors) == state
+
+
 @pytest.mark.parametrize("name", ["spec.json", "predictions.jsonl", "record.json"])
 def test_status_shows_a_folder_in_the_place_of_a_file_as_damaged(tmp_path: Path, name: str) -> None:
     start_run(tmp_path, "a" * 16, [{"prediction": "x"}])

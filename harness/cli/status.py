@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from harness.config import load
 from harness.errors import InputError
@@ -21,7 +21,8 @@ List every run folder RUNS/SUITE/SYSTEM/RUN_ID:
   done         record.json is there; it is written last
   partial      a journal without a record: running now, or interrupted (start the run again, it continues)
   not started  only the spec is there
-  damaged      record.json, a line of the journal or spec.json is not what belongs there, or spec.json is gone
+  damaged      record.json, a line of the journal or spec.json is not what belongs there, or spec.json is gone; also a
+               journal beside a record that does not hold a row for every example
 "errors" counts the examples that raised; "when" is the last write, in UTC."""
 
 EPILOG = """\
@@ -92,9 +93,12 @@ def _state(folder: Path) -> RunState:
         else:
             state, rows, errors = "done", record.n_examples, record.n_errors
             n_examples, passages = record.n_examples, record.passages
+            if (folder / _JOURNAL).exists():  # accepted records and races have none
+                rows, errors, end = _read_journal(folder / _JOURNAL, folder.name)
+                state = "done" if (end, rows) == ("whole", n_examples) else "damaged"
     else:
-        rows, errors, whole = _read_journal(folder / _JOURNAL, folder.name)
-        state = "damaged" if not whole else "partial" if rows else "not started"
+        rows, errors, end = _read_journal(folder / _JOURNAL, folder.name)
+        state = "damaged" if end == "damaged" else "partial" if rows else "not started"
     return RunState(
         suite=folder.parent.parent.name,
         system=folder.parent.name,
@@ -118,28 +122,29 @@ def _read_spec(path: Path) -> dict[str, Any]:
     return spec if isinstance(inner, dict) and isinstance(inner.get("passages"), int) else {}
 
 
-def _read_journal(path: Path, run_id: str) -> tuple[int, int, bool]:
-    """How many examples of the run have a row, how many of these raised, and whether ``Journal`` would go on from here.
+def _read_journal(path: Path, run_id: str) -> tuple[int, int, Literal["whole", "torn", "damaged"]]:
+    """How many examples of the run have a row, how many of these raised, and how the journal ends.
 
-    A last line without its newline is one torn by an interruption, and no damage. Counting stops where damage begins.
+    A last line without its newline is ``torn`` by an interruption: no damage while the run can go on from there.
+    Counting stops where damage begins.
     """
     rows = errors = 0
     if path.is_dir():
-        return rows, errors, False
+        return rows, errors, "damaged"
     if path.exists():
         with path.open("rb") as journal:
             for line in journal:
                 if not line.endswith(b"\n"):
-                    break
+                    return rows, errors, "torn"
                 try:
                     row = json.loads(line)
                 except ValueError:
-                    return rows, errors, False
+                    return rows, errors, "damaged"
                 if not isinstance(row, dict) or (row.get("run_id"), row.get("i")) != (run_id, rows):
-                    return rows, errors, False
+                    return rows, errors, "damaged"
                 rows += 1
                 errors += "error" in row
-    return rows, errors, True
+    return rows, errors, "whole"
 
 
 def _last_write(folder: Path) -> str:
