@@ -19,6 +19,7 @@ from conftest import PROJECT
 
 from harness.cli import status as status_command
 from harness.cli import tables as tables_command
+from harness.cli.main import main
 from harness.config import plain
 from harness.errors import InputError
 from results.experiments.accuracy import Row, Table, build_table, row_order
@@ -175,6 +176,30 @@ def test_a_damaged_record_is_named(tmp_path: Path, damage: Any, message: str) ->
     with pytest.raises(InputError, match=message) as caught:
         read_records([tmp_path])
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ["tables", "--records"],
+        ["tables", "--only", "tiny", "--records"],
+        ["report", "--records"],
+        ["ledger", "--records"],
+        ["export"],
+    ],
+)
+def test_every_damaged_record_is_named_at_once(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: list[str]
+) -> None:
+    damaged = sorted(runs.rglob("record.json"))[::2]
+    assert len(damaged) == 2
+    for path in damaged:
+        path.write_text(path.read_text()[:50])
+    out = ["--out", str(tmp_path / "out")] if verb[0] != "ledger" else []
+    assert main([*verb, str(runs), *out]) == 2
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1 and all(str(path) in said for path in damaged), said
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_in_the_place_of_a_record_is_named(tmp_path: Path) -> None:
