@@ -6,6 +6,7 @@
     <sweeps>/<id>/jobs.jsonl       a line per job: place, phase, title, digest, shape
     <sweeps>/<id>/jobs.pickle      the jobs
     <sweeps>/<id>/launches.jsonl   a line per array that was submitted: SLURM's id, phase, the jobs in it, when
+    <sweeps>/<id>/ends.jsonl       a line per process of this machine that was told to end or killed: SLURM's id, how
     <sweeps>/<id>/lock             held, and who holds it, while somebody submits, cancels or drives it
     <sweeps>/<id>/log/             the jobs' output, one folder per launch and array
     <sweeps>/jobs/<digest>/        a job's attempts, progress and result (attempt.py), whatever sweep it is in
@@ -154,6 +155,24 @@ class Sweep:
             return []
         rows = [json.loads(line) for line in lines]
         return [Launch(**row | {name: tuple(row[name]) for name in ("indices", "gpus") if name in row}) for row in rows]
+
+    def ended(self, slurm_id: str, how: str) -> None:
+        """Note how a process of this machine was ended."""
+        with (self.folder / "ends.jsonl").open("a") as file:
+            file.write(json.dumps({"slurm_id": slurm_id, "at": time.time(), "how": how}) + "\n")
+
+    def ends(self) -> dict[str, str]:
+        """How the processes of this machine that were ended were, by their ids as of their last launch.
+
+        What was noted first says why: a process that is told to end may be killed on its way.
+        """
+        try:
+            lines = (self.folder / "ends.jsonl").read_text().splitlines()
+        except FileNotFoundError:
+            return {}
+        began = {one.slurm_id: one.at for one in self.launches()}
+        rows = [json.loads(line) for line in lines]
+        return {row["slurm_id"]: row["how"] for row in reversed(rows) if row["at"] >= began.get(row["slurm_id"], 0.0)}
 
 
 def members_of(phases: Sequence[Phase]) -> list[Member]:
