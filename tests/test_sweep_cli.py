@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from conftest import PROJECT
@@ -294,46 +293,65 @@ def test_the_logs_of_an_unknown_job(slurm: Path, here: Path, job: str, capsys: p
     assert f"{NAME} has no job {job}; it has 0 to 2" in refused(capsys, "logs", NAME, "--", job)
 
 
+Became = list[tuple[list[str], dict[str, str]]]
+
+
+@pytest.fixture
+def became(monkeypatch: pytest.MonkeyPatch) -> Became:
+    """The commands and environments that this process would have gone on as."""
+    found: Became = []
+    monkeypatch.setattr("os.chdir", lambda _: None)
+    monkeypatch.setattr("os.execve", lambda _, command, environment: found.append((command, environment)))
+    return found
+
+
 def test_what_is_launched_in_the_sweeps_code_may_use_the_hub_where_that_was_allowed(
-    slurm: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+    slurm: Path, here: Path, became: Became
 ) -> None:
-    started: list[list[str]] = []
-
-    class Child:
-        def __init__(self, arguments: list[str], **_: object) -> None:
-            started.append(arguments)
-
-        def wait(self) -> int:
-            return 7
-
-    monkeypatch.setattr("harness.cli.sweep.subprocess", SimpleNamespace(Popen=Child))
-    assert main(["sweep", *SUBMIT]) == 7
-    assert main(["sweep", "--allow-download", "resume", "--watch"]) == 7
+    main(["sweep", *SUBMIT])
+    main(["sweep", "--allow-download", "resume", "--watch"])
     (sweep,) = (path.parent for path in here.glob("sweeps/*/sweep.json"))
     python = [sys.executable, "-m", "harness.cli.main", "sweep"]
-    assert started == [
+    assert [command for command, _ in became] == [
         [*python, "resume", sweep.name, "--runs", str(here / "runs")],
         [*python, "--allow-download", "resume", sweep.name, "--runs", str(here / "runs"), "--watch"],
     ]
     assert (sweep / "code" / "code.py").read_text() == "one = 1\n"
 
 
-def test_resuming_remembers_that_the_hub_may_be_asked(slurm: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[tuple[list[str], str | None]] = []
+def test_a_signal_to_who_submits_reaches_who_drives(here: Path) -> None:
+    """The sweep's own code says what it heard; nobody else is left who could."""
+    sweep = sweep_of(here, [Phase(title="tiny", jobs=[])], PROJECT, asked={"runs": str(here / "runs")})
+    sweep.code.unlink()
+    (sweep.code / "harness" / "cli").mkdir(parents=True)
+    (sweep.code / "harness" / "__init__.py").touch()
+    (sweep.code / "harness" / "cli" / "main.py").write_text(
+        "import signal, sys\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(f'told {sys.argv[1:3]}'))\n"
+        "print('there', flush=True)\n"
+        "signal.pause()\n"
+    )
+    submit = f"from harness.cli.main import main; raise SystemExit(main({['sweep', 'resume', NAME]}))"
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    with subprocess.Popen(
+        [sys.executable, "-c", submit], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        line = process.stdout and process.stdout.readline()
+        assert line == "there\n", process.stderr and process.stderr.read()
+        process.terminate()
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (1, "told ['sweep', 'resume']\n")
 
-    class Child:
-        def __init__(self, arguments: list[str], env: dict[str, str], **_: object) -> None:
-            started.append((arguments[4:-3], env.get("HF_HUB_OFFLINE")))
 
-        def wait(self) -> int:
-            return 0
-
-    monkeypatch.setattr("harness.cli.sweep.subprocess", SimpleNamespace(Popen=Child))
+def test_resuming_remembers_that_the_hub_may_be_asked(
+    slurm: Path, here: Path, became: Became, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "")  # to have it back as it was
     for allowed in ([], ["--allow-download"]):
         monkeypatch.delenv("HF_HUB_OFFLINE")
-        assert main(["sweep", *allowed, *SUBMIT]) == 0
-        assert main(["sweep", "resume"]) == 0
+        main(["sweep", *allowed, *SUBMIT])
+        main(["sweep", "resume"])
+    started = [(command[4:-3], environment.get("HF_HUB_OFFLINE")) for command, environment in became]
     assert started == [(["resume"], "1")] * 2 + [(["--allow-download", "resume"], None)] * 2
 
 

@@ -6,10 +6,9 @@ import argparse
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from harness.cli.arguments import SCALE
 from harness.config import load, plain
@@ -143,16 +142,15 @@ def _resume(sweep: Sweep, args: argparse.Namespace) -> int:
     return _watch(sweep, args) if args.watch else 0
 
 
-def _in_its_code(sweep: Sweep, args: argparse.Namespace) -> int:
+def _in_its_code(sweep: Sweep, args: argparse.Namespace) -> NoReturn:
+    """This process becomes that one, so that a signal to it (SIGTERM of a service manager) reaches who drives it."""
     online = ["--allow-download"] if args.allow_download or sweep.header.online else []
     command = [sys.executable, "-m", "harness.cli.main", "sweep", *online, "resume", sweep.header.id]
     command += ["--runs", sweep.header.asked["runs"], *(["--watch"] if args.watch else [])]
-    child = subprocess.Popen(command, cwd=sweep.code, env={**os.environ, "PYTHONPATH": str(sweep.code.resolve())})
-    while True:
-        try:
-            return child.wait()
-        except KeyboardInterrupt:  # the terminal sent it to both; the child ends in its own time
-            continue
+    environment = {**os.environ, "PYTHONPATH": str(sweep.code.resolve())}
+    sys.stdout.flush()
+    os.chdir(sweep.code)
+    os.execve(command[0], command, environment)
 
 
 def _as_interrupt(*_: object) -> None:
