@@ -97,6 +97,8 @@ SUBMIT = ("submit", "smoke", "--cluster", "h100")
         ((*SUBMIT, "--parallel", "0"), "expected at least 1 as --parallel, got 0"),
         ((*SUBMIT, "--parallel", "-3", "--dry-run"), "expected at least 1 as --parallel, got -3"),
         ((*SUBMIT, "--minutes", "0"), "expected at least 1 as --minutes, got 0"),
+        ((*SUBMIT, "--limit", "0", "--dry-run"), "expected at least 1 as --limit, got 0"),
+        ((*SUBMIT, "--limit", "-1"), "expected at least 1 as --limit, got -1"),
         ((*SUBMIT, "--minutes", "1"), "expected a time limit of at least 5 minutes, got 1"),
         ((*SUBMIT, "--minutes", "1", "--dry-run"), "expected a time limit of at least 5 minutes, got 1"),
         ((*SUBMIT, "--minutes", "two"), "invalid int value: 'two'"),
@@ -201,8 +203,9 @@ def test_a_dry_run_needs_no_slurm_and_leaves_nothing(
     assert out.splitlines() == [
         "smoke on h100: 21 jobs in 2 arrays  (no scontrol on PATH: is this a login node? (`refrag-bench doctor "
         "--cluster`); arrays are shown whole)",
+        f"  partition h100, all memory of a node, runs in {here / 'runs'}",
         "  count: 20 jobs of 1 process, 1 GPU",
-        "  last: 1 jobs of 1 process, 0 GPUs",
+        "  last: 1 job of 1 process, 0 GPUs",
         "  10.0 GPU-hours if every job takes its 30 minutes, once; cost: 25.00",
     ]
     assert not list(here.iterdir())
@@ -212,8 +215,9 @@ def test_a_dry_run_splits_as_the_controller_wants(slurm: Path, here: Path, capsy
     assert main(["sweep", *SUBMIT, "--limit", "25", "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "smoke on h100: 26 jobs in 4 arrays"
-    assert lines[1:4] == [f"  count: {n} jobs of 1 process, 0 GPUs" for n in (10, 10, 5)]
-    assert lines[5] == (
+    assert lines[2:5] == [f"  count: {n} jobs of 1 process, 0 GPUs" for n in (10, 10, 5)]
+    assert lines[6] == "  everything runs on CPUs; --device cuda asks for GPUs"
+    assert lines[7] == (
         "  0.0 GPU-hours if every job takes its 60 minutes, once; cost: no price in the profile (gpu_hour_price)"
     )
     untouched(slurm, here)
@@ -221,7 +225,9 @@ def test_a_dry_run_splits_as_the_controller_wants(slurm: Path, here: Path, capsy
 
 def test_a_dry_run_here(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sweep", "submit", "smoke", "--cluster", "local", "--dry-run"]) == 0
-    assert capsys.readouterr().out == "smoke on local: 21 jobs\n  count: 20 jobs\n  last: 1 jobs\n"
+    assert capsys.readouterr().out == (
+        f"smoke on local: 21 jobs, runs in {here / 'runs'}\n  count: 20 jobs\n  last: 1 job\n"
+    )
     assert not list(here.iterdir())
 
 
@@ -417,8 +423,8 @@ def test_what_cannot_run_is_refused_and_still_planned(
     assert main(["sweep", *asked, "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "paper on h100: 39 jobs in 11 arrays"
-    assert lines[1:6] == [
-        f"  {stage}: 1 jobs of 8 nodes x 8 processes, 64 GPUs"
+    assert lines[2:7] == [
+        f"  {stage}: 1 job of 8 nodes x 8 processes, 64 GPUs"
         for stage in ("reconstruction", "cpt", "mixed", "finetune", "policy")
     ]
     total = make_plan("7b", k=16, mfu=0.4, price_usd=2.5).total
@@ -429,6 +435,63 @@ def test_what_cannot_run_is_refused_and_still_planned(
     assert "  the rest, 27.0 GPU-hours if every job takes its 60 minutes, once" in lines[lines.index(planned) + 1]
     assert sum(line.startswith("  cannot run: ") for line in lines) == 6
     untouched(slurm, here)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "option", "why"),
+    [
+        ("real", "--data", "retrieve nq with bm25, strong: expected a data folder with hub/ inside at "),
+        ("expansion", "--data", "--data: there is no "),
+        ("real", "--checkpoint", "--checkpoint: there is no "),
+    ],
+)
+def test_a_path_that_is_not_there_is_said_before_anything_waits_in_a_queue(
+    slurm: Path,
+    here: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    experiment: str,
+    option: str,
+    why: str,
+) -> None:
+    data = here.parent / "data"
+    (data / "hub").mkdir(parents=True)
+    (data / "corpus").mkdir()
+    monkeypatch.setenv("REFRAG_DATA", str(data))
+    asked = ("submit", experiment, "--cluster", "h100", option, str(here / "typo"))
+    said = refused(capsys, *asked)
+    assert f"cannot run: {why}{here / 'typo'}" in said and said.count(str(here / "typo")) == 1
+    untouched(slurm, here)
+    assert main(["sweep", *asked, "--dry-run"]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "cannot run" in line)
+    assert line.startswith(f"  cannot run: {why}{here / 'typo'}")
+
+
+def test_a_data_root_is_opened_before_anything_waits_in_a_queue(
+    slurm: Path, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("submit", "real", "--cluster", "h100")
+    root = here.parent / "mirror"
+    monkeypatch.setenv("REFRAG_DATA", str(root))
+    assert "there is no such folder" in refused(capsys, *asked)
+    (root / "hub").mkdir(parents=True)
+    assert "the data root 'mirror' has no corpus/ to retrieve from" in refused(capsys, *asked)
+    untouched(slurm, here)
+    assert main(["sweep", "submit", "tiny", "--cluster", "h100", "--dry-run"]) == 0
+    assert "cannot run" not in capsys.readouterr().out, "its root is yet to be made, by its first job"
+
+
+def test_the_profile_of_a_dry_run(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"CPU_PARTITION": "cpu", "ACCOUNT": "nlp", "MEMORY_GB": "900"}.items():
+        monkeypatch.setenv(f"REFRAG_H100_{name}", value)
+    assert main(["sweep", *SUBMIT, "--device", "cuda", "--runs", "there", "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == (
+        f"  partition h100 (of jobs without a GPU: cpu), account nlp, 900 GB of a node, runs in {here / 'there'}"
+    )
+    assert not any("everything runs on CPUs" in line for line in lines)
 
 
 def test_more_gpus_at_once_than_this_machine_has(

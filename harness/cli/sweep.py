@@ -138,7 +138,9 @@ def _resume(sweep: Sweep, args: argparse.Namespace) -> int:
         return _say(watcher.status())
     launched = load("slurm.execution.launch:launch")(sweep, profile)
     jobs = sum(len(one.indices) for one in launched)
-    print(f"{sweep.header.id}: {jobs} jobs in {len(launched)} arrays submitted to {sweep.header.cluster}")
+    counted = load("slurm.execution.submission:counted")
+    said = f"{counted(jobs, 'job')} in {counted(len(launched), 'array')}"
+    print(f"{sweep.header.id}: {said} submitted to {sweep.header.cluster}")
     return _watch(sweep, args) if args.watch else 0
 
 
@@ -193,12 +195,12 @@ def _watch(sweep: Sweep, args: argparse.Namespace) -> int:
 def _cancel(sweep: Sweep, _: argparse.Namespace) -> int:
     if sweep.header.cluster == "local":
         told = load("slurm.execution.pool:stop")(sweep)
-        print(f"{sweep.header.id}: {len(told)} processes told to end")
+        print(f"{sweep.header.id}: {len(told)} process{'' if len(told) == 1 else 'es'} told to end")
         return 0
     ended = load("slurm.execution.launch:cancel")(
         sweep, load("slurm.clusters.profiles:find_profile")(sweep.header.cluster)
     )
-    print(f"{sweep.header.id}: {ended} jobs cancelled")
+    print(f"{sweep.header.id}: {load('slurm.execution.submission:counted')(ended, 'job')} cancelled")
     return 0
 
 
