@@ -148,9 +148,10 @@ def test_a_runs_folder_that_cannot_be_one(
 ) -> None:
     (here.parent / "file").touch()
     said = refused(capsys, "submit", "smoke", "--cluster", cluster, "--runs", str(here.parent / "file" / "runs"))
-    assert f"cluster '{cluster}', folder: {here.parent / 'file' / 'runs'}: Not a directory" in said
+    file = here.parent / "file"
+    assert f"cluster '{cluster}', folder: {file / 'runs'}: {file} cannot be written: Not a directory" in said
     said = refused(capsys, "submit", "smoke", "--cluster", cluster, "--runs", str(here.parent / "file"))
-    assert f"cluster '{cluster}', folder: {here.parent / 'file'}: File exists" in said
+    assert f"cluster '{cluster}', folder: {file}: {file} cannot be written: Not a directory" in said
     untouched(slurm, here)
 
 
@@ -169,13 +170,15 @@ def test_a_checkout_that_fails_leaves_no_sweep(
     monkeypatch.setattr(checkout, "source", lambda dirty: checkout.Source(commit="0" * 40, diff=b""))
     assert "git worktree at" in refused(capsys, *SUBMIT)
     assert not list(here.rglob("sweep.json"))
-    assert "no sweep in" in refused(capsys, "status")
+    assert "no sweep for" in refused(capsys, "status")
 
 
 @pytest.mark.parametrize("action", ["status", "watch", "cancel", "resume", "logs"])
 def test_no_sweep_yet(slurm: Path, here: Path, action: str, capsys: pytest.CaptureFixture[str]) -> None:
     said = refused(capsys, action)
-    assert f"no sweep in {here / 'sweeps'}; submit one with `refrag-bench sweep submit`, or name its --runs" in said
+    assert "no sweep for --runs runs; submit one with `refrag-bench sweep submit`, or name another --runs" in said
+    said = refused(capsys, action, "--runs", "wrong")
+    assert "no sweep for --runs wrong; submit" in said
     untouched(slurm, here)
 
 

@@ -92,9 +92,7 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "submit":
         return _submit(args)
     runs = [args.runs] if args.runs else load("slurm.clusters.profiles:shared_folders")()
-    sweep: Sweep = load("slurm.execution.sweep:find")(
-        [load("slurm.execution.sweep:sweeps_beside")(each) for each in runs], args.sweep
-    )
+    sweep: Sweep = load("slurm.execution.sweep:find")(runs, args.sweep)
     return _ACTIONS[args.action](sweep, args)
 
 

@@ -175,7 +175,7 @@ def create(
     if isinstance(profile, LocalProfile):
         _check_gpus(profile, members, parallel)
     source = checkout.source(dirty=dirty)
-    check_before_submission(profile, asked.runs)  # last, as it makes the folder
+    check_before_submission(profile, asked.runs)
     sweeps, name = sweeps_beside(asked.runs), new_id(asked.experiment)
     header = Header(
         id=name,

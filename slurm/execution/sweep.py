@@ -216,13 +216,18 @@ def sweeps_beside(runs: Path) -> Path:
     return runs.absolute().parent / FOLDER
 
 
-def find(folders: Sequence[Path], name: str | None) -> Sweep:
-    """The sweep of that id below one of ``folders``, or the newest one. Raises ``InputError`` where there is none."""
-    found = [Sweep.open(path.parent) for sweeps in folders for path in sweeps.glob("*/sweep.json")]
+def find(runs: Sequence[Path], name: str | None) -> Sweep:
+    """The sweep of that id over one of the folders of ``runs``, or the newest one.
+
+    Raises ``InputError`` where there is none.
+    """
+    found = [Sweep.open(path.parent) for each in runs for path in sweeps_beside(each).glob("*/sweep.json")]
     by_id = {sweep.header.id: sweep for sweep in sorted(found, key=lambda sweep: sweep.header.created)}
     if not by_id:
-        where = " or ".join(map(str, folders))
-        raise InputError(f"no sweep in {where}; submit one with `refrag-bench sweep submit`, or name its --runs")
+        where = " or ".join(map(str, runs))
+        raise InputError(
+            f"no sweep for --runs {where}; submit one with `refrag-bench sweep submit`, or name another --runs"
+        )
     if name is not None and name not in by_id:
         raise unknown("sweep", name, by_id)
     return by_id[name or list(by_id)[-1]]
