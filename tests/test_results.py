@@ -797,6 +797,34 @@ def test_status_prints_a_table_or_one_json_list(runs: Path, capsys: pytest.Captu
     assert "500 of 500" in table
 
 
+def test_status_tells_the_cells_of_an_ablation_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the words of a table, whether a run has its record already or only its spec."""
+    settings = [{"k": k, "expand": expand, "select": "policy"} for k in (8, 16) for expand in ("0", "1/4")]
+    for number, config in enumerate(settings[:-1]):
+        write_record(tmp_path, f"{number}" * 16, **{"spec.system.name": "refrag_v2", "spec.system.config": config})
+    start_run(tmp_path, "3" * 16, [])
+    path = tmp_path / "nq/refrag_v2" / ("3" * 16) / "spec.json"
+    of_run = copy.deepcopy(DOCUMENT["spec"]) | {
+        "system": {"name": "refrag_v2", "config": settings[-1], "checkpoint": ""}
+    }
+    path.write_text(json.dumps({"n_examples": 4, "spec": of_run}))
+    start_run(tmp_path, "4" * 16, [])
+    (path.parents[1] / ("4" * 16) / "spec.json").write_text("{")
+    write_record(tmp_path, "5" * 16, **{"spec.passages": 4})  # another cell: nothing to be told from
+    words = {state.run_id[0]: state.settings for state in status_command.run_states(tmp_path)}
+    assert words == {
+        "0": "expand=0, k=8",
+        "1": "expand=1/4, k=8",
+        "2": "expand=0, k=16",
+        "3": "expand=1/4, k=16",
+        "4": "",
+        "5": "",
+    }
+    status_command.run(argparse.Namespace(runs=tmp_path, json=False))
+    lines = capsys.readouterr().out.splitlines()
+    assert all(any(f"{words[n]} " in line and n * 16 in line for line in lines) for n in "0123")
+
+
 @pytest.mark.parametrize("made", [False, True])
 def test_status_without_runs_says_how_to_start_one(tmp_path: Path, made: bool) -> None:
     folder = tmp_path / "runs"
