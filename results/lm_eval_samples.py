@@ -19,6 +19,7 @@ from typing import Any
 from harness.errors import InputError
 from harness.files import write_atomically
 from harness.record import RunRecord, read_rows
+from results.records import read_each
 
 FILTER = "none"
 
@@ -34,7 +35,10 @@ class Exported:
 
 
 def run_folders(places: Sequence[Path]) -> list[Path]:
-    """The folders of finished runs at or below ``places``. Raises ``InputError`` for a place that has none."""
+    """The folders of finished runs at or below ``places``.
+
+    Raises ``InputError`` for a place that has none, and one naming every damaged record.
+    """
     found: list[Path] = []
     for place in places:
         if not place.is_dir():
@@ -43,7 +47,9 @@ def run_folders(places: Sequence[Path]) -> list[Path]:
         if not records:
             raise InputError(f"no finished run (record.json) at or below {place}")
         found += [record.parent for record in records]
-    return list(dict.fromkeys(found))
+    folders = list(dict.fromkeys(found))
+    read_each(folders, RunRecord.read)
+    return folders
 
 
 def export(folder: Path, out: Path) -> Exported:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from harness.errors import InputError
 from harness.record import SCHEMA_VERSION, experiment_name
@@ -22,6 +22,9 @@ READ_NOTE = (
     "Read: the mean number of passages that were read, where not all were; whole passages that found no room in the "
     "decoder's context were left out."
 )
+Source = TypeVar("Source")
+Content = TypeVar("Content")
+
 HOW_TO_MAKE_RECORDS = "make some with `refrag-bench run tiny`"
 
 
@@ -55,7 +58,28 @@ class Record:
 def read_records(folders: Iterable[Path]) -> list[Record]:
     """Every record below ``folders``, each file once, in the order of path.
 
-    Raises ``InputError`` on a folder that is missing or holds no record, and on a file that ``read_record`` refuses.
+    Raises ``InputError`` where ``record_paths`` does, and one naming every file that ``read_record`` refuses.
+    """
+    return read_each(record_paths(folders), read_record)
+
+
+def read_each(sources: Iterable[Source], read: Callable[[Source], Content]) -> list[Content]:
+    """What ``read`` gives of each. Raises one ``InputError`` with what it says of all that are damaged."""
+    contents, damaged = [], []
+    for source in sources:
+        try:
+            contents.append(read(source))
+        except InputError as error:
+            damaged.append(str(error))
+    if damaged:
+        raise InputError("; ".join(damaged))
+    return contents
+
+
+def record_paths(folders: Iterable[Path]) -> list[Path]:
+    """Where the records below ``folders`` lie, each file once, in order.
+
+    Raises ``InputError`` on a folder that is missing or holds no record.
     """
     paths: set[Path] = set()
     for folder in folders:
@@ -65,7 +89,7 @@ def read_records(folders: Iterable[Path]) -> list[Record]:
         if not found:
             raise InputError(f"no record.json below {folder}; {HOW_TO_MAKE_RECORDS}")
         paths |= found
-    return [read_record(path) for path in sorted(paths)]
+    return sorted(paths)
 
 
 def read_record(path: Path) -> Record:

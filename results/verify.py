@@ -30,7 +30,7 @@ from harness.metrics import DIALECTS, METRIC_VERSION, normalises_to_nothing, sco
 from harness.record import read_rows
 from harness.statistics import Interval
 from harness.summary import columns, summarise_all
-from results.records import Record, read_records
+from results.records import Record, read_record, record_paths
 
 JOURNAL = "predictions.jsonl"
 HOW_TO_MAKE_JOURNALS = (
@@ -126,15 +126,16 @@ def verify(
 ) -> Verification:
     """Verify the records below ``folders`` (of ``experiments``, None: all) against the journals beside them.
 
-    Raises ``InputError`` where ``read_records`` does, for an experiment without a record, and where there is not a
-    single journal.
+    A damaged record is a difference, whatever experiment it was of. Raises ``InputError`` where ``record_paths`` does,
+    for an experiment without a record, and where there is not a single journal to verify with.
     """
-    records = _of(experiments, read_records(folders))
-    if not any(next(folder.rglob(JOURNAL), None) for folder in folders):
+    whole, differences = _read(folders)
+    records = _of(experiments, whole)
+    damaged = len(differences)
+    if not damaged and not any(next(folder.rglob(JOURNAL), None) for folder in folders):
         where = " or ".join(map(str, folders))
         raise InputError(f"no {JOURNAL} below {where}, so nothing can be verified: {HOW_TO_MAKE_JOURNALS}")
     checked = [record for record in records if _journal(record).is_file()]
-    differences: list[Difference] = []
     as_they_stand: set[str] = set()
     rows = done = 0
     for found in _each(list(_batches(checked))):
@@ -149,7 +150,7 @@ def verify(
     without = [record.path for record in records if not _journal(record).is_file()]
     named = {record.path for record in checked} | held
     return Verification(
-        records=len(records),
+        records=len(records) + damaged,
         verified=len(named - {difference.record for difference in differences}),
         rows=rows,
         differences=tuple(sorted(differences, key=lambda difference: difference.record)),
@@ -197,6 +198,22 @@ def _check(batch: Sequence[Record]) -> _Checked:
             as_they_stand |= {name for name in waiting[-1][1] if not _dialect(name)}
     differences += _metric_differences(waiting)
     return _Checked(records=len(batch), rows=rows, differences=differences, as_they_stand=as_they_stand)
+
+
+def _read(folders: Sequence[Path]) -> tuple[list[Record], list[Difference]]:
+    """The records below ``folders``, and those that cannot be read as differences."""
+    records, damaged = [], []
+    for path in record_paths(folders):
+        try:
+            records.append(read_record(path))
+        except InputError as error:
+            why = str(error).removeprefix(f"{path}: ")
+            damaged.append(
+                Difference(
+                    record=path, what="the record", recorded=f"nothing that can be read ({why})", recomputed=None
+                )
+            )
+    return records, damaged
 
 
 def _of(experiments: Sequence[str] | None, records: Sequence[Record]) -> list[Record]:

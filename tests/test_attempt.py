@@ -184,7 +184,7 @@ def test_a_result_of_an_earlier_sweep_counts_while_what_it_made_is_there(tmp_pat
     mine = claim(tmp_path)
     assert done(mine.folder, SWEEP) == {}
     mine.take()
-    product = tmp_path / "record.json"
+    product = tmp_path / "a checkpoint"
     product.touch()
     mine.finished("em 3", 0, product if made else None, 2.0)
     assert done(mine.folder, SWEEP)["said"] == "em 3"

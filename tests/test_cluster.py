@@ -92,9 +92,23 @@ def test_a_site_keeps_what_reaches_the_test_cluster(site: Path) -> None:
         ('[h100]\ngpus_per_node = "8"\n', "expected a whole number of at least 0 as gpus_per_node, got '8'"),
         ("[h100]\ngpus_per_node = true\n", "expected a whole number of at least 0 as gpus_per_node, got True"),
         ("[h100]\nmemory_gb = -1\n", "expected a whole number of at least 0 as memory_gb, got -1"),
-        ('[h100]\nmodules = "cuda"\n', "expected a list of text as modules, got 'cuda'"),
-        ("[h100]\nenvironment = { A = 1 }\n", "expected a table of text as environment"),
-        ('[h100]\nshared = ""\n', "expected a folder as shared, got ''"),
+        ('[h100]\nmodules = "cuda"\n', "expected a list of text without spaces as modules, got 'cuda'"),
+        ("[h100]\nenvironment = { A = 1 }\n", "expected a table of text by names of variables .* as environment"),
+        ('[h100]\nshared = ""\n', "expected a folder with an absolute path as shared, got ''"),
+        ('[h100]\nshared = "runs"\n', "expected a folder with an absolute path as shared, got 'runs'"),
+        ('[local]\nshared = "../runs"\n', "expected a folder with an absolute path as shared"),
+        ('[h100]\npartition = ""\n', "expected a name .* as partition, got ''"),
+        ('[h100]\npartition = " "\n', "expected a name .* as partition, got ' '"),
+        ('[h100]\ncpu_partition = "a b"\n', "expected a name .* as cpu_partition, got 'a b'"),
+        ('[h100]\nqos = "a;b"\n', "expected a name .* as qos, got 'a;b'"),
+        ('[h100]\naccount = "$(id)"\n', "expected a name .* as account"),
+        ('[h100]\naccount = "a\\n"\n', "expected a name .* as account"),
+        ('[h100]\ngpu_type = "h100 "\n', "expected a name .* as gpu_type"),
+        ('[h100]\nconstraint = "a`b`"\n', "expected a name .* as constraint"),
+        ('[h100]\nmodules = ["cuda 12"]\n', "expected a list of text without spaces as modules"),
+        ('[h100]\nenvironment = { "A B" = "1" }\n', "expected a table of text by names of variables"),
+        ('[h100]\nenvironment = { "A;id;B" = "1" }\n', "expected a table of text by names of variables"),
+        ('[h100]\nenvironment = { "1A" = "1" }\n', "expected a table of text by names of variables"),
         ("h100 = 3\n", r"expected a table \[h100\], got int"),
         ("[h100\n", "expected TOML"),
     ],
@@ -115,14 +129,33 @@ def test_a_site_file_that_was_named_must_be_there(site: Path) -> None:
     ("variable", "value", "message"),
     [
         ("REFRAG_H100_GPUS", "8", "unknown field of REFRAG_H100_GPUS: 'gpus'.* gpus_per_node, "),
-        ("REFRAG_H100_TIME_MIN", "an hour", "REFRAG_H100_TIME_MIN: expected a value as TOML writes it"),
+        ("REFRAG_H100_PARTITOIN", "gpu-long", "unknown field of REFRAG_H100_PARTITOIN: 'partitoin' .*'partition'"),
+        (
+            "REFRAG_H100_TIME_MIN",
+            "abc",
+            "REFRAG_H100_TIME_MIN: expected a whole number of at least 0 as time_min, as TOML writes it, got 'abc'",
+        ),
+        ("REFRAG_H100_PARTITION", "", "REFRAG_H100_PARTITION: expected a name .* as partition"),
+        ("REFRAG_LOCAL_SHARED", "runs", "REFRAG_LOCAL_SHARED: expected a folder with an absolute path"),
         ("REFRAG_H100_TIME_MIN", '"60"', "expected a whole number"),
     ],
 )
 def test_a_wrong_variable_is_one_line(variable: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, value)
     with pytest.raises(InputError, match=message):
-        find_profile("h100")
+        find_profile("local" if "LOCAL" in variable else "h100")
+
+
+def test_names_that_sites_have_are_taken(site: Path) -> None:
+    """Several partitions, features with operators, an empty name where nothing is asked for."""
+    site.write_text(
+        '[h100]\npartition = "gpu-long,gpu.short"\nconstraint = "[rack1*2&rack2*4]|(hbm80&!old)"\nqos = ""\n'
+        'account = "nlp@lab"\ngpu_type = "nvidia_h100_80gb_hbm3"\nshared = "~/refrag"\nmodules = ["cuda/12.8"]\n'
+        'environment = { _A1 = "any $(text); here" }\n'
+    )
+    profile = slurm_profile("h100")
+    assert (profile.partition, profile.qos) == ("gpu-long,gpu.short", "")
+    assert profile.shared == Path.home() / "refrag" and profile.environment == {"_A1": "any $(text); here"}
 
 
 def test_every_field_can_be_read_from_a_site() -> None:
@@ -360,6 +393,11 @@ def said(name: str) -> str:
 def test_a_good_cluster_passes_every_check(fake_slurm: Path) -> None:
     names = ("sinfo", "sacct", "partition", "gres", "job", "folder", "folder, node")
     assert verdicts() == dict.fromkeys(names, True)
+    assert not (fake_slurm.parent / "shared").exists(), "looking at a cluster makes nothing"
+    assert said("folder") == f"{fake_slurm.parent / 'shared'} can be made: {fake_slurm.parent} is writable here"
+    (fake_slurm.parent / "shared").mkdir()
+    assert verdicts() == dict.fromkeys(names, True)
+    assert said("folder") == f"{fake_slurm.parent / 'shared'} is writable here"
     assert not list((fake_slurm.parent / "shared").iterdir())
 
 

@@ -22,6 +22,7 @@ from harness.roofline_limits import Ceilings
 from results.latency.journals import AGAIN, REFERENCE
 from slurm.jobs import latency
 from slurm.jobs.latency import JOURNAL, LatencyJob
+from slurm.latency.encoders import ENCODERS
 from slurm.latency.lanes import Lane, build_lanes
 from slurm.latency.search import build_search, search_work
 from suites.latency import Ids, Workload
@@ -225,7 +226,7 @@ def test_an_empty_journal_is_begun(tmp_path: Path) -> None:
 
 
 def test_nothing_starts_after_the_time_is_over(tmp_path: Path) -> None:
-    header, rows = journal_of(job(tmp_path, minutes=0.0).run())
+    header, rows = journal_of(job(tmp_path, minutes=1e-9).run())
     assert header["kind"] == "run"
     assert rows == []
 
@@ -298,10 +299,24 @@ def test_every_round_goes_through_all_lanes_before_the_next(tmp_path: Path, monk
 
 
 @pytest.mark.parametrize(
-    "changes", [dict(rounds=0), dict(new_tokens=1), dict(lengths=()), dict(lengths=(100,))], ids=str
+    ("changes", "said"),
+    [
+        (dict(rounds=0), "at least 1 round"),
+        (dict(new_tokens=1), "2 new tokens"),
+        (dict(lengths=()), "at least one length"),
+        (dict(lengths=(100,)), "multiple of 128"),
+        (dict(lengths=(256, 128, 256)), "expected lengths once each, got 256,128,256"),
+        (dict(batches=(1, 1)), "expected batch sizes once each, got 1,1"),
+        (dict(threads=0), "expected at least 1 thread, got 0"),
+        (dict(threads=-1), "expected at least 1 thread, got -1"),
+        (dict(minutes=0.0), "expected more than 0 minutes, got 0"),
+        (dict(minutes=float("nan")), "expected more than 0 minutes, got nan"),
+        (dict(shape="text-mini"), "valid choices: llama-100m, llama2-13b, llama2-7b, llama3.2-3b, tiny$"),
+    ],
+    ids=str,
 )
-def test_a_run_that_cannot_be_is_refused_before_it_starts(tmp_path: Path, changes: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="expected"):
+def test_a_run_that_cannot_be_is_refused_before_it_starts(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
         job(tmp_path, **changes)
 
 
@@ -341,6 +356,9 @@ def test_the_command_prints_a_table_and_leaves_few_files(tmp_path: Path, capsys:
         (["--dtype", "int8"], "valid choices"),
         (["--lengths", "many"], "expected numbers"),
         (["--indexed", "0"], "at least 1 passage"),
+        (["--lengths", "1024,1024"], "once each, got 1024,1024"),
+        (["--threads", "0"], "at least 1 thread, got 0"),
+        (["--minutes", "0"], "more than 0 minutes, got 0"),
     ],
     ids=str,
 )
@@ -352,6 +370,17 @@ def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     out, err = capsys.readouterr()
     assert (code, out) == (2, "")
     assert said in err and len(err.strip().splitlines()) == 1
+
+
+def test_the_help_names_the_shapes_that_an_error_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["latency", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    with pytest.raises(InputError) as error:
+        job(tmp_path, shape="nope")
+    named = str(error.value).partition("valid choices: ")[2].split(", ")
+    assert len(named) == len(ENCODERS) and f"decoder: {', '.join(ENCODERS)} (llama-100m)" in text
+    assert set(named) == set(ENCODERS)
 
 
 def test_the_path_needs_only_what_a_bare_gpu_machine_has(tmp_path: Path) -> None:

@@ -142,11 +142,44 @@ def test_jobs_of_a_driver_that_is_stopped_keep_what_they_have(
         assert process.pid in pool.stop(sweep)
     assert process.wait(300) != 0
     assert (tmp_path / "0.kept").exists()
-    assert status(sweep).over
+    (row,) = status(sweep).rows
+    assert (row.state, row.said) == ("cancelled", "")
     gate.touch()
     drive(str(sweep.folder))
     assert status(sweep).counts == {"done": 1}
     assert runs(tmp_path) == {"0": 2}
+
+
+@pytest.mark.parametrize("whom", ["the job", "its controller"])
+def test_a_job_that_is_killed_is_said_to_be(
+    whom: str, tmp_path: Path, driver: Callable[[Sweep], subprocess.Popen[bytes]]
+) -> None:
+    """The first, as where memory runs out, is no child of the driver; submitit ends with 0 whatever became of it."""
+    job = Tiny(name="0", folder=tmp_path, gate=tmp_path / "gate")
+    sweep = sweep_of(tmp_path, [Phase(title="count", jobs=[job])], PROJECT)
+    process = driver(sweep)
+    wait_for(lambda: runs(tmp_path) == {"0": 1} and bool(sweep.launches()))
+    pids = {"the job": int((tmp_path / "0.runs").read_text()), "its controller": int(sweep.launches()[0].slurm_id)}
+    assert len(set(pids.values())) == 2
+    os.kill(pids[whom], signal.SIGKILL)
+    assert process.wait(300) == 0, (tmp_path / "driver.err").read_text()
+    (row,) = status(sweep).rows
+    assert (row.state, row.said) == ("failed", "killed by signal 9; see `refrag-bench sweep logs`")
+    pool.stop(sweep)
+    assert status(sweep).rows == [row], "nothing of it is left to be cancelled"
+
+
+def test_an_end_is_of_the_process_that_had_the_number_last(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path, [Phase(title="count", jobs=[Tiny(name="0", folder=tmp_path)])], PROJECT)
+    number = str(2**22 + 1)  # no process has it
+    sweep.launched(Launch(slurm_id=number, phase="count", indices=(0,), at=1.0))
+    assert status(sweep).rows[0].said.startswith("its process ended without a result; ")
+    sweep.ended(number, pool.CANCELLED)
+    sweep.ended(number, "killed by signal 15")
+    (row,) = status(sweep).rows
+    assert (row.state, row.said) == ("not started", "cancelled"), "it was told to end before it began"
+    sweep.launched(Launch(slurm_id=number, phase="count", indices=(0,), at=time.time() + 60))
+    assert status(sweep).rows[0].said.startswith("its process ended without a result; ")
 
 
 def test_a_job_that_is_started_again_and_again_and_gets_no_further_fails_and_says_so(

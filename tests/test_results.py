@@ -19,6 +19,7 @@ from conftest import PROJECT
 
 from harness.cli import status as status_command
 from harness.cli import tables as tables_command
+from harness.cli.main import main
 from harness.config import plain
 from harness.errors import InputError
 from results.experiments.accuracy import Row, Table, build_table, row_order
@@ -175,6 +176,30 @@ def test_a_damaged_record_is_named(tmp_path: Path, damage: Any, message: str) ->
     with pytest.raises(InputError, match=message) as caught:
         read_records([tmp_path])
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ["tables", "--records"],
+        ["tables", "--only", "tiny", "--records"],
+        ["report", "--records"],
+        ["ledger", "--records"],
+        ["export"],
+    ],
+)
+def test_every_damaged_record_is_named_at_once(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: list[str]
+) -> None:
+    damaged = sorted(runs.rglob("record.json"))[::2]
+    assert len(damaged) == 2
+    for path in damaged:
+        path.write_text(path.read_text()[:50])
+    out = ["--out", str(tmp_path / "out")] if verb[0] != "ledger" else []
+    assert main([*verb, str(runs), *out]) == 2
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1 and all(str(path) in said for path in damaged), said
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_in_the_place_of_a_record_is_named(tmp_path: Path) -> None:
@@ -717,6 +742,30 @@ def test_status_shows_a_journal_that_no_run_can_go_on_from_as_damaged(tmp_path: 
     assert (state.state, state.rows, state.errors) == ("damaged", 1, 1)
 
 
+@pytest.mark.parametrize(
+    ("rows", "torn", "state"),
+    [
+        ([{"id": "q"}, {"error": "OutOfMemory"}], "", ("done", 2, 1)),
+        ([{"id": "q"}], "", ("damaged", 1, 0)),
+        ([{"id": "q"}] * 3, "", ("damaged", 3, 0)),
+        ([{"id": "q"}], '{"run_id": "RUN", "i": 1', ("damaged", 1, 0)),
+        ([{"id": "q"}] * 2, '{"run_id": "RUN", "i"', ("damaged", 2, 0)),
+        ([{"id": "q"}], "garbage\n", ("damaged", 1, 0)),
+        ([{"id": "q"}], '{"run_id": "another", "i": 1}\n', ("damaged", 1, 0)),
+    ],
+)
+def test_status_reads_the_journal_of_a_finished_run(
+    tmp_path: Path, rows: list[dict[str, Any]], torn: str, state: tuple[str, int, int]
+) -> None:
+    run_id = "a" * 16
+    start_run(tmp_path, run_id, rows, torn=torn.replace("RUN", run_id))
+    folder = tmp_path / "nq/refrag_v2" / run_id
+    record = DOCUMENT | {"run_id": run_id, "n_examples": 2, "n_errors": 1}
+    (folder / "record.json").write_text(json.dumps(record))
+    (found,) = status_command.run_states(tmp_path)
+    assert (found.state, found.rows, found.errors) == state
+
+
 @pytest.mark.parametrize("name", ["spec.json", "predictions.jsonl", "record.json"])
 def test_status_shows_a_folder_in_the_place_of_a_file_as_damaged(tmp_path: Path, name: str) -> None:
     start_run(tmp_path, "a" * 16, [{"prediction": "x"}])
@@ -746,6 +795,34 @@ def test_status_prints_a_table_or_one_json_list(runs: Path, capsys: pytest.Captu
     table = capsys.readouterr().out
     assert all(letter * 16 in table for letter in "abcd")
     assert "500 of 500" in table
+
+
+def test_status_tells_the_cells_of_an_ablation_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the words of a table, whether a run has its record already or only its spec."""
+    settings = [{"k": k, "expand": expand, "select": "policy"} for k in (8, 16) for expand in ("0", "1/4")]
+    for number, config in enumerate(settings[:-1]):
+        write_record(tmp_path, f"{number}" * 16, **{"spec.system.name": "refrag_v2", "spec.system.config": config})
+    start_run(tmp_path, "3" * 16, [])
+    path = tmp_path / "nq/refrag_v2" / ("3" * 16) / "spec.json"
+    of_run = copy.deepcopy(DOCUMENT["spec"]) | {
+        "system": {"name": "refrag_v2", "config": settings[-1], "checkpoint": ""}
+    }
+    path.write_text(json.dumps({"n_examples": 4, "spec": of_run}))
+    start_run(tmp_path, "4" * 16, [])
+    (path.parents[1] / ("4" * 16) / "spec.json").write_text("{")
+    write_record(tmp_path, "5" * 16, **{"spec.passages": 4})  # another cell: nothing to be told from
+    words = {state.run_id[0]: state.settings for state in status_command.run_states(tmp_path)}
+    assert words == {
+        "0": "expand=0, k=8",
+        "1": "expand=1/4, k=8",
+        "2": "expand=0, k=16",
+        "3": "expand=1/4, k=16",
+        "4": "",
+        "5": "",
+    }
+    status_command.run(argparse.Namespace(runs=tmp_path, json=False))
+    lines = capsys.readouterr().out.splitlines()
+    assert all(any(f"{words[n]} " in line and n * 16 in line for line in lines) for n in "0123")
 
 
 @pytest.mark.parametrize("made", [False, True])

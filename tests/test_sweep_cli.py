@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from conftest import PROJECT
@@ -98,6 +97,8 @@ SUBMIT = ("submit", "smoke", "--cluster", "h100")
         ((*SUBMIT, "--parallel", "0"), "expected at least 1 as --parallel, got 0"),
         ((*SUBMIT, "--parallel", "-3", "--dry-run"), "expected at least 1 as --parallel, got -3"),
         ((*SUBMIT, "--minutes", "0"), "expected at least 1 as --minutes, got 0"),
+        ((*SUBMIT, "--limit", "0", "--dry-run"), "expected at least 1 as --limit, got 0"),
+        ((*SUBMIT, "--limit", "-1"), "expected at least 1 as --limit, got -1"),
         ((*SUBMIT, "--minutes", "1"), "expected a time limit of at least 5 minutes, got 1"),
         ((*SUBMIT, "--minutes", "1", "--dry-run"), "expected a time limit of at least 5 minutes, got 1"),
         ((*SUBMIT, "--minutes", "two"), "invalid int value: 'two'"),
@@ -147,9 +148,10 @@ def test_a_runs_folder_that_cannot_be_one(
 ) -> None:
     (here.parent / "file").touch()
     said = refused(capsys, "submit", "smoke", "--cluster", cluster, "--runs", str(here.parent / "file" / "runs"))
-    assert f"cluster '{cluster}', folder: {here.parent / 'file' / 'runs'}: Not a directory" in said
+    file = here.parent / "file"
+    assert f"cluster '{cluster}', folder: {file / 'runs'}: {file} cannot be written: Not a directory" in said
     said = refused(capsys, "submit", "smoke", "--cluster", cluster, "--runs", str(here.parent / "file"))
-    assert f"cluster '{cluster}', folder: {here.parent / 'file'}: File exists" in said
+    assert f"cluster '{cluster}', folder: {file}: {file} cannot be written: Not a directory" in said
     untouched(slurm, here)
 
 
@@ -168,13 +170,15 @@ def test_a_checkout_that_fails_leaves_no_sweep(
     monkeypatch.setattr(checkout, "source", lambda dirty: checkout.Source(commit="0" * 40, diff=b""))
     assert "git worktree at" in refused(capsys, *SUBMIT)
     assert not list(here.rglob("sweep.json"))
-    assert "no sweep in" in refused(capsys, "status")
+    assert "no sweep for" in refused(capsys, "status")
 
 
 @pytest.mark.parametrize("action", ["status", "watch", "cancel", "resume", "logs"])
 def test_no_sweep_yet(slurm: Path, here: Path, action: str, capsys: pytest.CaptureFixture[str]) -> None:
     said = refused(capsys, action)
-    assert f"no sweep in {here / 'sweeps'}; submit one with `refrag-bench sweep submit`, or name its --runs" in said
+    assert "no sweep for --runs runs; submit one with `refrag-bench sweep submit`, or name another --runs" in said
+    said = refused(capsys, action, "--runs", "wrong")
+    assert "no sweep for --runs wrong; submit" in said
     untouched(slurm, here)
 
 
@@ -202,8 +206,9 @@ def test_a_dry_run_needs_no_slurm_and_leaves_nothing(
     assert out.splitlines() == [
         "smoke on h100: 21 jobs in 2 arrays  (no scontrol on PATH: is this a login node? (`refrag-bench doctor "
         "--cluster`); arrays are shown whole)",
+        f"  partition h100, all memory of a node, runs in {here / 'runs'}",
         "  count: 20 jobs of 1 process, 1 GPU",
-        "  last: 1 jobs of 1 process, 0 GPUs",
+        "  last: 1 job of 1 process, 0 GPUs",
         "  10.0 GPU-hours if every job takes its 30 minutes, once; cost: 25.00",
     ]
     assert not list(here.iterdir())
@@ -213,8 +218,9 @@ def test_a_dry_run_splits_as_the_controller_wants(slurm: Path, here: Path, capsy
     assert main(["sweep", *SUBMIT, "--limit", "25", "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "smoke on h100: 26 jobs in 4 arrays"
-    assert lines[1:4] == [f"  count: {n} jobs of 1 process, 0 GPUs" for n in (10, 10, 5)]
-    assert lines[5] == (
+    assert lines[2:5] == [f"  count: {n} jobs of 1 process, 0 GPUs" for n in (10, 10, 5)]
+    assert lines[6] == "  everything runs on CPUs; --device cuda asks for GPUs"
+    assert lines[7] == (
         "  0.0 GPU-hours if every job takes its 60 minutes, once; cost: no price in the profile (gpu_hour_price)"
     )
     untouched(slurm, here)
@@ -222,7 +228,9 @@ def test_a_dry_run_splits_as_the_controller_wants(slurm: Path, here: Path, capsy
 
 def test_a_dry_run_here(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sweep", "submit", "smoke", "--cluster", "local", "--dry-run"]) == 0
-    assert capsys.readouterr().out == "smoke on local: 21 jobs\n  count: 20 jobs\n  last: 1 jobs\n"
+    assert capsys.readouterr().out == (
+        f"smoke on local: 21 jobs, runs in {here / 'runs'}\n  count: 20 jobs\n  last: 1 job\n"
+    )
     assert not list(here.iterdir())
 
 
@@ -294,46 +302,65 @@ def test_the_logs_of_an_unknown_job(slurm: Path, here: Path, job: str, capsys: p
     assert f"{NAME} has no job {job}; it has 0 to 2" in refused(capsys, "logs", NAME, "--", job)
 
 
+Became = list[tuple[list[str], dict[str, str]]]
+
+
+@pytest.fixture
+def became(monkeypatch: pytest.MonkeyPatch) -> Became:
+    """The commands and environments that this process would have gone on as."""
+    found: Became = []
+    monkeypatch.setattr("os.chdir", lambda _: None)
+    monkeypatch.setattr("os.execve", lambda _, command, environment: found.append((command, environment)))
+    return found
+
+
 def test_what_is_launched_in_the_sweeps_code_may_use_the_hub_where_that_was_allowed(
-    slurm: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+    slurm: Path, here: Path, became: Became
 ) -> None:
-    started: list[list[str]] = []
-
-    class Child:
-        def __init__(self, arguments: list[str], **_: object) -> None:
-            started.append(arguments)
-
-        def wait(self) -> int:
-            return 7
-
-    monkeypatch.setattr("harness.cli.sweep.subprocess", SimpleNamespace(Popen=Child))
-    assert main(["sweep", *SUBMIT]) == 7
-    assert main(["sweep", "--allow-download", "resume", "--watch"]) == 7
+    main(["sweep", *SUBMIT])
+    main(["sweep", "--allow-download", "resume", "--watch"])
     (sweep,) = (path.parent for path in here.glob("sweeps/*/sweep.json"))
     python = [sys.executable, "-m", "harness.cli.main", "sweep"]
-    assert started == [
+    assert [command for command, _ in became] == [
         [*python, "resume", sweep.name, "--runs", str(here / "runs")],
         [*python, "--allow-download", "resume", sweep.name, "--runs", str(here / "runs"), "--watch"],
     ]
     assert (sweep / "code" / "code.py").read_text() == "one = 1\n"
 
 
-def test_resuming_remembers_that_the_hub_may_be_asked(slurm: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[tuple[list[str], str | None]] = []
+def test_a_signal_to_who_submits_reaches_who_drives(here: Path) -> None:
+    """The sweep's own code says what it heard; nobody else is left who could."""
+    sweep = sweep_of(here, [Phase(title="tiny", jobs=[])], PROJECT, asked={"runs": str(here / "runs")})
+    sweep.code.unlink()
+    (sweep.code / "harness" / "cli").mkdir(parents=True)
+    (sweep.code / "harness" / "__init__.py").touch()
+    (sweep.code / "harness" / "cli" / "main.py").write_text(
+        "import signal, sys\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(f'told {sys.argv[1:3]}'))\n"
+        "print('there', flush=True)\n"
+        "signal.pause()\n"
+    )
+    submit = f"from harness.cli.main import main; raise SystemExit(main({['sweep', 'resume', NAME]}))"
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    with subprocess.Popen(
+        [sys.executable, "-c", submit], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        line = process.stdout and process.stdout.readline()
+        assert line == "there\n", process.stderr and process.stderr.read()
+        process.terminate()
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (1, "told ['sweep', 'resume']\n")
 
-    class Child:
-        def __init__(self, arguments: list[str], env: dict[str, str], **_: object) -> None:
-            started.append((arguments[4:-3], env.get("HF_HUB_OFFLINE")))
 
-        def wait(self) -> int:
-            return 0
-
-    monkeypatch.setattr("harness.cli.sweep.subprocess", SimpleNamespace(Popen=Child))
+def test_resuming_remembers_that_the_hub_may_be_asked(
+    slurm: Path, here: Path, became: Became, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "")  # to have it back as it was
     for allowed in ([], ["--allow-download"]):
         monkeypatch.delenv("HF_HUB_OFFLINE")
-        assert main(["sweep", *allowed, *SUBMIT]) == 0
-        assert main(["sweep", "resume"]) == 0
+        main(["sweep", *allowed, *SUBMIT])
+        main(["sweep", "resume"])
+    started = [(command[4:-3], environment.get("HF_HUB_OFFLINE")) for command, environment in became]
     assert started == [(["resume"], "1")] * 2 + [(["--allow-download", "resume"], None)] * 2
 
 
@@ -399,8 +426,8 @@ def test_what_cannot_run_is_refused_and_still_planned(
     assert main(["sweep", *asked, "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "paper on h100: 39 jobs in 11 arrays"
-    assert lines[1:6] == [
-        f"  {stage}: 1 jobs of 8 nodes x 8 processes, 64 GPUs"
+    assert lines[2:7] == [
+        f"  {stage}: 1 job of 8 nodes x 8 processes, 64 GPUs"
         for stage in ("reconstruction", "cpt", "mixed", "finetune", "policy")
     ]
     total = make_plan("7b", k=16, mfu=0.4, price_usd=2.5).total
@@ -411,6 +438,63 @@ def test_what_cannot_run_is_refused_and_still_planned(
     assert "  the rest, 27.0 GPU-hours if every job takes its 60 minutes, once" in lines[lines.index(planned) + 1]
     assert sum(line.startswith("  cannot run: ") for line in lines) == 6
     untouched(slurm, here)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "option", "why"),
+    [
+        ("real", "--data", "retrieve nq with bm25, strong: expected a data folder with hub/ inside at "),
+        ("expansion", "--data", "--data: there is no "),
+        ("real", "--checkpoint", "--checkpoint: there is no "),
+    ],
+)
+def test_a_path_that_is_not_there_is_said_before_anything_waits_in_a_queue(
+    slurm: Path,
+    here: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    experiment: str,
+    option: str,
+    why: str,
+) -> None:
+    data = here.parent / "data"
+    (data / "hub").mkdir(parents=True)
+    (data / "corpus").mkdir()
+    monkeypatch.setenv("REFRAG_DATA", str(data))
+    asked = ("submit", experiment, "--cluster", "h100", option, str(here / "typo"))
+    said = refused(capsys, *asked)
+    assert f"cannot run: {why}{here / 'typo'}" in said and said.count(str(here / "typo")) == 1
+    untouched(slurm, here)
+    assert main(["sweep", *asked, "--dry-run"]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "cannot run" in line)
+    assert line.startswith(f"  cannot run: {why}{here / 'typo'}")
+
+
+def test_a_data_root_is_opened_before_anything_waits_in_a_queue(
+    slurm: Path, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("submit", "real", "--cluster", "h100")
+    root = here.parent / "mirror"
+    monkeypatch.setenv("REFRAG_DATA", str(root))
+    assert "there is no such folder" in refused(capsys, *asked)
+    (root / "hub").mkdir(parents=True)
+    assert "the data root 'mirror' has no corpus/ to retrieve from" in refused(capsys, *asked)
+    untouched(slurm, here)
+    assert main(["sweep", "submit", "tiny", "--cluster", "h100", "--dry-run"]) == 0
+    assert "cannot run" not in capsys.readouterr().out, "its root is yet to be made, by its first job"
+
+
+def test_the_profile_of_a_dry_run(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"CPU_PARTITION": "cpu", "ACCOUNT": "nlp", "MEMORY_GB": "900"}.items():
+        monkeypatch.setenv(f"REFRAG_H100_{name}", value)
+    assert main(["sweep", *SUBMIT, "--device", "cuda", "--runs", "there", "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == (
+        f"  partition h100 (of jobs without a GPU: cpu), account nlp, 900 GB of a node, runs in {here / 'there'}"
+    )
+    assert not any("everything runs on CPUs" in line for line in lines)
 
 
 def test_more_gpus_at_once_than_this_machine_has(

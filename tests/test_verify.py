@@ -121,6 +121,30 @@ def test_several_processes_find_what_one_does(run: Path, verify: Verify, monkeyp
     assert verify("--json") == alone and alone[0] == 1
 
 
+def test_a_damaged_record_is_a_difference_and_the_others_are_verified(runs: Path, run: Path, verify: Verify) -> None:
+    edit(spec(seed=1).folder(runs) / "record.json", "n_errors", 0)
+    (run / "record.json").write_text((run / "record.json").read_text()[:99])
+    code, lines = verify()
+    assert code == 1
+    assert [line.partition(": ")[0] for line in lines[:2]] == sorted(
+        str(spec(seed=seed).folder(runs) / "record.json") for seed in (0, 1)
+    )
+    (said,) = (line for line in lines if line.startswith(f"{run / 'record.json'}: "))
+    assert "the record: recorded nothing that can be read (not a record, the JSON is damaged (" in said
+    assert lines[-1] == f"0 of 2 records verified, {N} rows; 2 differences, 0 mixtures"
+    (run / "record.json").write_text("{}")
+    code, lines = verify("--only", "test")
+    assert code == 1 and "expected schema_version 1, got None" in "".join(lines), "it may be of that experiment"
+
+
+def test_a_damaged_record_is_said_where_no_journal_is(runs: Path, run: Path, verify: Verify) -> None:
+    for journal in runs.rglob("predictions.jsonl"):
+        journal.unlink()
+    (run / "record.json").write_text("{")
+    code, lines = verify()
+    assert code == 1 and lines[0].startswith(f"{run / 'record.json'}: the record: ")
+
+
 def test_json_holds_the_verdict_and_the_counts(run: Path, verify: Verify) -> None:
     edit(run / "record.json", "n_errors", 0)
     code, lines = verify("--json")

@@ -119,6 +119,32 @@ def test_the_cases_above_are_all_the_states() -> None:
     assert set(LIVE) | set(WRONG) | {"done"} == set(STATES)
 
 
+@pytest.mark.parametrize("entry", [ended("COMPLETED"), ended("GONE"), ended("FAILED")])
+@pytest.mark.parametrize("made", ["a checkpoint", "record.json", "record.json, cut off"])
+def test_a_result_that_is_gone_is_named(entry: Entry, made: str, tmp_path: Path, clock: Clock) -> None:
+    sweep = make(tmp_path)
+    folder = tmp_path / made.partition(",")[0]
+    claim(sweep).finished("em 3", 0, folder, 1.0)
+    if "cut off" in made:
+        folder.write_text('{"run_id": "a')
+    watcher = Watcher(sweep, seen(entry))
+    if entry.state == "COMPLETED":
+        assert not watcher.status().rows[0].sure, "a shared folder may show it late"
+        clock.go(LOST_S)
+    (found,) = watcher.status().rows
+    assert (found.state, found.said) == ("failed", f"finished, but its result is gone or damaged: {folder}")
+    if made == "a checkpoint":
+        folder.mkdir()
+        assert row(sweep, entry).state == "done"
+
+
+def test_the_result_of_an_earlier_launch_says_nothing_of_one_that_was_killed(tmp_path: Path) -> None:
+    sweep = make(tmp_path)
+    claim(sweep, launch=AT - 1).finished("em 3", 0, tmp_path / "gone", 1.0)
+    claim(sweep)
+    assert row(sweep, ended("FAILED")).said.startswith("ended as FAILED without a result")
+
+
 @pytest.mark.parametrize(("driven", "state"), [(True, "waiting"), (False, "not started")])
 def test_what_nobody_has_submitted_waits_where_somebody_will(driven: bool, state: str, tmp_path: Path) -> None:
     found = row(make(tmp_path, launched=False), driven=driven)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from harness.cli.arguments import counts
+from harness.config import load
 
 HELP = "TTFT, TTIT, throughput and memory of every system at fixed lengths, beside the physical limit"
 
@@ -35,9 +36,8 @@ files: latency.jsonl (every sample), latency.csv and latency.md (the table), lat
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = DESCRIPTION, EPILOG
-    parser.add_argument(
-        "--shape", default="llama-100m", help="decoder: llama-100m (default), tiny, llama3.2-3b, llama2-7b, llama2-13b"
-    )
+    shapes = ", ".join(load("slurm.latency.encoders:ENCODERS"))
+    parser.add_argument("--shape", default="llama-100m", metavar="NAME", help=f"decoder: {shapes} (llama-100m)")
     parser.add_argument(
         "--lengths",
         type=counts,
@@ -59,8 +59,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from harness.config import load
-
     job = load("slurm.jobs.latency:LatencyJob")(
         shape=args.shape,
         lengths=args.lengths,

@@ -6,10 +6,12 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from harness.config import load
 from harness.errors import InputError
@@ -21,7 +23,9 @@ List every run folder RUNS/SUITE/SYSTEM/RUN_ID:
   done         record.json is there; it is written last
   partial      a journal without a record: running now, or interrupted (start the run again, it continues)
   not started  only the spec is there
-  damaged      record.json, a line of the journal or spec.json is not what belongs there, or spec.json is gone
+  damaged      record.json, a line of the journal or spec.json is not what belongs there, or spec.json is gone; also a
+               journal beside a record that does not hold a row for every example
+"settings" are those that differ among the runs of one system on as many passages of one suite (k, expand, seed, ...);
 "errors" counts the examples that raised; "when" is the last write, in UTC."""
 
 EPILOG = """\
@@ -35,12 +39,16 @@ _STYLES = {"done": "green", "partial": "yellow", "not started": "", "damaged": "
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunState:
-    """One run folder. ``rows`` of ``n_examples`` are answered (or raised: ``errors``); None is not known."""
+    """One run folder. ``rows`` of ``n_examples`` are answered (or raised: ``errors``); None is not known.
+
+    ``settings`` are those that differ among the runs of its system on as many passages of its suite, as in a table.
+    """
 
     suite: str
     system: str
     run_id: str
     passages: int | None
+    settings: str
     state: str
     rows: int
     n_examples: int | None
@@ -73,16 +81,32 @@ def run_states(runs: Path) -> list[RunState]:
     if not folders:
         problem = "no run below" if runs.is_dir() else "no folder"
         raise InputError(f"{problem} {runs}; start a run with `refrag-bench run tiny`")
-    return sorted(
+    found = sorted(
         (_state(folder) for folder in folders),
-        key=lambda state: (state.suite, state.system, state.passages or 0, state.run_id),
+        key=lambda one: (one[0].suite, one[0].system, one[0].passages or 0, one[0].run_id),
     )
+    return [
+        state
+        for _, system in groupby(found, lambda one: (one[0].suite, one[0].system))
+        for state in _with_settings(list(system))
+    ]
 
 
-def _state(folder: Path) -> RunState:
+def _with_settings(found: Sequence[tuple[RunState, Mapping[str, Any]]]) -> Iterator[RunState]:
+    """Runs of one suite and system, in the order of passages, with what tells those on as many apart."""
+    cells = [list(cell) for _, cell in groupby(found, lambda one: one[0].passages)]
+    words = load("results.experiments.variants:told_apart")([[spec for _, spec in cell] for cell in cells])
+    for cell, names in zip(cells, words, strict=True):
+        for (state, _), name in zip(cell, names, strict=True):
+            yield dataclasses.replace(state, settings=name)
+
+
+def _state(folder: Path) -> tuple[RunState, Mapping[str, Any]]:
+    """The state of a run, without its settings, and its spec, empty where it is not known."""
     read_record = load("results.records:read_record")
     spec = _read_spec(folder / _SPEC)
-    n_examples, passages = spec.get("n_examples"), spec.get("spec", {}).get("passages")
+    asked: Mapping[str, Any] = spec.get("spec", {})
+    n_examples, passages = spec.get("n_examples"), asked.get("passages")
     rows = errors = 0
     if (folder / _RECORD).exists():
         try:
@@ -91,21 +115,26 @@ def _state(folder: Path) -> RunState:
             state = "damaged"
         else:
             state, rows, errors = "done", record.n_examples, record.n_errors
-            n_examples, passages = record.n_examples, record.passages
+            n_examples, passages, asked = record.n_examples, record.passages, record.spec
+            if (folder / _JOURNAL).exists():  # accepted records and races have none
+                rows, errors, end = _read_journal(folder / _JOURNAL, folder.name)
+                state = "done" if (end, rows) == ("whole", n_examples) else "damaged"
     else:
-        rows, errors, whole = _read_journal(folder / _JOURNAL, folder.name)
-        state = "damaged" if not whole else "partial" if rows else "not started"
-    return RunState(
+        rows, errors, end = _read_journal(folder / _JOURNAL, folder.name)
+        state = "damaged" if end == "damaged" else "partial" if rows else "not started"
+    found = RunState(
         suite=folder.parent.parent.name,
         system=folder.parent.name,
         run_id=folder.name,
         passages=passages,
+        settings="",
         state=state if spec or state == "done" else "damaged",
         rows=rows,
         n_examples=n_examples,
         errors=errors,
         when=_last_write(folder),
     )
+    return found, asked
 
 
 def _read_spec(path: Path) -> dict[str, Any]:
@@ -118,28 +147,29 @@ def _read_spec(path: Path) -> dict[str, Any]:
     return spec if isinstance(inner, dict) and isinstance(inner.get("passages"), int) else {}
 
 
-def _read_journal(path: Path, run_id: str) -> tuple[int, int, bool]:
-    """How many examples of the run have a row, how many of these raised, and whether ``Journal`` would go on from here.
+def _read_journal(path: Path, run_id: str) -> tuple[int, int, Literal["whole", "torn", "damaged"]]:
+    """How many examples of the run have a row, how many of these raised, and how the journal ends.
 
-    A last line without its newline is one torn by an interruption, and no damage. Counting stops where damage begins.
+    A last line without its newline is ``torn`` by an interruption: no damage while the run can go on from there.
+    Counting stops where damage begins.
     """
     rows = errors = 0
     if path.is_dir():
-        return rows, errors, False
+        return rows, errors, "damaged"
     if path.exists():
         with path.open("rb") as journal:
             for line in journal:
                 if not line.endswith(b"\n"):
-                    break
+                    return rows, errors, "torn"
                 try:
                     row = json.loads(line)
                 except ValueError:
-                    return rows, errors, False
+                    return rows, errors, "damaged"
                 if not isinstance(row, dict) or (row.get("run_id"), row.get("i")) != (run_id, rows):
-                    return rows, errors, False
+                    return rows, errors, "damaged"
                 rows += 1
                 errors += "error" in row
-    return rows, errors, True
+    return rows, errors, "whole"
 
 
 def _last_write(folder: Path) -> str:
@@ -154,14 +184,17 @@ def _print_table(states: list[RunState]) -> None:
     from rich.text import Text
 
     table = Table(box=SIMPLE, pad_edge=False)
-    for name in ("suite", "system", "passages", "run", "state", "examples", "errors", "when"):
+    told = any(state.settings for state in states)
+    names = ("suite", "system", "passages", *(["settings"] * told), "run", "state", "examples", "errors", "when")
+    for name in names:
         right = name in ("passages", "examples", "errors")
-        table.add_column(name, justify="right" if right else "left", overflow="fold")
+        table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=name == "run")
     for state in states:
         table.add_row(
             state.suite,
             state.system,
             _known(state.passages),
+            *([Text(state.settings)] * told),
             state.run_id,
             Text(state.state, style=_STYLES[state.state]),
             f"{state.rows} of {_known(state.n_examples)}",

@@ -6,10 +6,9 @@ import argparse
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from harness.cli.arguments import SCALE
 from harness.config import load, plain
@@ -93,9 +92,7 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "submit":
         return _submit(args)
     runs = [args.runs] if args.runs else load("slurm.clusters.profiles:shared_folders")()
-    sweep: Sweep = load("slurm.execution.sweep:find")(
-        [load("slurm.execution.sweep:sweeps_beside")(each) for each in runs], args.sweep
-    )
+    sweep: Sweep = load("slurm.execution.sweep:find")(runs, args.sweep)
     return _ACTIONS[args.action](sweep, args)
 
 
@@ -139,20 +136,21 @@ def _resume(sweep: Sweep, args: argparse.Namespace) -> int:
         return _say(watcher.status())
     launched = load("slurm.execution.launch:launch")(sweep, profile)
     jobs = sum(len(one.indices) for one in launched)
-    print(f"{sweep.header.id}: {jobs} jobs in {len(launched)} arrays submitted to {sweep.header.cluster}")
+    counted = load("slurm.execution.submission:counted")
+    said = f"{counted(jobs, 'job')} in {counted(len(launched), 'array')}"
+    print(f"{sweep.header.id}: {said} submitted to {sweep.header.cluster}")
     return _watch(sweep, args) if args.watch else 0
 
 
-def _in_its_code(sweep: Sweep, args: argparse.Namespace) -> int:
+def _in_its_code(sweep: Sweep, args: argparse.Namespace) -> NoReturn:
+    """This process becomes that one, so that a signal to it (SIGTERM of a service manager) reaches who drives it."""
     online = ["--allow-download"] if args.allow_download or sweep.header.online else []
     command = [sys.executable, "-m", "harness.cli.main", "sweep", *online, "resume", sweep.header.id]
     command += ["--runs", sweep.header.asked["runs"], *(["--watch"] if args.watch else [])]
-    child = subprocess.Popen(command, cwd=sweep.code, env={**os.environ, "PYTHONPATH": str(sweep.code.resolve())})
-    while True:
-        try:
-            return child.wait()
-        except KeyboardInterrupt:  # the terminal sent it to both; the child ends in its own time
-            continue
+    environment = {**os.environ, "PYTHONPATH": str(sweep.code.resolve())}
+    sys.stdout.flush()
+    os.chdir(sweep.code)
+    os.execve(command[0], command, environment)
 
 
 def _as_interrupt(*_: object) -> None:
@@ -195,12 +193,12 @@ def _watch(sweep: Sweep, args: argparse.Namespace) -> int:
 def _cancel(sweep: Sweep, _: argparse.Namespace) -> int:
     if sweep.header.cluster == "local":
         told = load("slurm.execution.pool:stop")(sweep)
-        print(f"{sweep.header.id}: {len(told)} processes told to end")
+        print(f"{sweep.header.id}: {len(told)} process{'' if len(told) == 1 else 'es'} told to end")
         return 0
     ended = load("slurm.execution.launch:cancel")(
         sweep, load("slurm.clusters.profiles:find_profile")(sweep.header.cluster)
     )
-    print(f"{sweep.header.id}: {ended} jobs cancelled")
+    print(f"{sweep.header.id}: {load('slurm.execution.submission:counted')(ended, 'job')} cancelled")
     return 0
 
 

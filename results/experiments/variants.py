@@ -45,12 +45,25 @@ def variants(records: Sequence[Record]) -> dict[Path, str]:
     return names
 
 
+def told_apart(cells: Sequence[Sequence[Mapping[str, Any]]]) -> list[list[str]]:
+    """The same words for specs of runs of one system, by cell; runs that only the questions tell apart get none."""
+    settings = [[dict(flat(spec)) for spec in cell] for cell in cells]
+    pairs = [pair for cell in settings for pair in itertools.combinations(cell, 2)]
+    keys = _keys([(first == second, _differing(first, second)) for first, second in pairs])
+    return [[_name(one, keys) for one in cell] for cell in settings]
+
+
 def _telling_keys(cells: Sequence[Sequence[Record]], settings: Mapping[Path, Settings]) -> list[str]:
     """Settings that differ between runs sharing a cell; the limit and those of suite and system where they suffice."""
     pairs = [
         (first.run_id == second.run_id, _differing(settings[first.path], settings[second.path]))
         for first, second in _pairs(cells)
     ]
+    return _keys(pairs)
+
+
+def _keys(pairs: Sequence[tuple[bool, Sequence[str]]]) -> list[str]:
+    """Those of ``pairs`` of runs in a cell; of each, whether they are one run, and the settings that differ."""
     keys = {key for _, unlike in pairs for key in unlike if not _WHAT_IS_ASKED.match(key)}
     own = {key for key in keys if key == _LIMIT or key.startswith(_OWN)}
     enough = all(same_run or own & set(unlike) for same_run, unlike in pairs)

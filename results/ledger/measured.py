@@ -17,7 +17,7 @@ from typing import Any
 from harness.errors import InputError
 from results.latency import journals
 from results.ledger.conditions import LLAMA, Conditions
-from results.records import Record, read_record
+from results.records import Record, read_each, read_record
 
 RECORDS = Path(__file__).parents[1] / "records"
 
@@ -58,7 +58,7 @@ class Measured:
 def read_measured(folder: Path) -> list[Measured]:
     """Every figure of the records, latency journals and alignment checks below ``folder``, in the order of paths.
 
-    Raises ``InputError`` where there is no such folder, nothing in it, or a damaged file.
+    Raises ``InputError`` where there is no such folder or nothing in it, and one naming every damaged file.
     """
     if not folder.is_dir():
         raise InputError(f"no folder {folder} to read records from")
@@ -66,7 +66,8 @@ def read_measured(folder: Path) -> list[Measured]:
         raise InputError(
             f"nothing measured below {folder}: no {', '.join(pattern.removeprefix('**/') for pattern in READ)}"
         )
-    return [figure for pattern, read in READ.items() for path in sorted(folder.glob(pattern)) for figure in read(path)]
+    files = [(read, path) for pattern, read in READ.items() for path in sorted(folder.glob(pattern))]
+    return [figure for figures in read_each(files, lambda file: list(file[0](file[1]))) for figure in figures]
 
 
 def holds_measurements(folder: Path) -> bool:

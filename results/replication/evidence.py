@@ -15,7 +15,7 @@ from harness.statistics import Interval
 from results.experiments.comparison import FILE, Comparison, read_comparisons
 from results.grids import percent
 from results.latency.journals import PREFILL, SAMPLES, Journal, Line, read
-from results.records import Record, read_records
+from results.records import Record, read_each, read_records
 from results.replication import losses
 from results.replication.layouts import Own
 from results.replication.losses import Losses
@@ -157,7 +157,10 @@ def read_evidence(folders: Iterable[Path]) -> Evidence:
     """All records and latency journals below ``folders``. A folder without a record may hold journals alone."""
     folders = list(folders)
     return Evidence(
-        records=[read_records([folder]) for folder in folders if next(folder.rglob("record.json"), None)],
+        records=read_each(
+            (folder for folder in folders if next(folder.rglob("record.json"), None)),
+            lambda folder: read_records([folder]),
+        ),
         journals=[(path, read(path)) for path in _journals(folders)],
         comparisons=_comparisons(folders),
         losses=losses.read_all(folders),

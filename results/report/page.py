@@ -31,7 +31,7 @@ from results.ledger.entries import SOURCE_CLASSES, read_ledger
 from results.ledger.measured import holds_measurements, read_measured
 from results.ledger.verdicts import VERDICTS, Verdict, judge
 from results.pages import page
-from results.records import Record, read_records
+from results.records import Record, read_each, read_records
 from results.replication import configurations
 from results.replication import draw as replication
 from results.replication.evidence import read_evidence
@@ -98,7 +98,7 @@ def draw(records: Iterable[Path], out: Path) -> tuple[Report, dict[Path, bytes]]
 
 def gather(folders: Sequence[Path], home: Path) -> Report:
     """Everything for a page in ``home``."""
-    own, accepted = read_records(folders), _accepted(home)
+    own, accepted = read_each([folders, _accepted(home)], read_records)
     found = {record.path: record for record in (*own, *accepted)}
     panels = Panels(records=found, journals=Journals(folders), folder=home)
     everywhere = replication.searched(folders, home)
@@ -135,9 +135,10 @@ def to_html(report: Report) -> str:
     return page(TEMPLATE, it=report, data=as_json(report.panels), script=Markup(script), allowed=allowed)
 
 
-def _accepted(home: Path) -> list[Record]:
+def _accepted(home: Path) -> list[Path]:
+    """The folder of accepted records, where there are any."""
     folder = home / "records"  # another home than the project's may hold configurations.json alone
-    return read_records([folder]) if next(folder.rglob("record.json"), None) else []
+    return [folder] if next(folder.rglob("record.json"), None) else []
 
 
 def _experiments(

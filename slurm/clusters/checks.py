@@ -110,21 +110,27 @@ def _job(profile: SlurmProfile) -> Check:
 
 
 def _folder(profile: LocalProfile | SlurmProfile) -> Check:
-    """Here, and writable?"""
-    folder = profile.shared.absolute()
-    probe = folder / f".doctor-{secrets.token_hex(4)}"
+    """Writable, or can it be made? A file is written and removed; no folder is made."""
+    folder, there = profile.shared.absolute(), _there(profile)
+    probe = there / f".doctor-{secrets.token_hex(4)}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(probe, "")
+        probe.touch(exist_ok=False)
         probe.unlink()
     except OSError as error:
-        return Check(name="folder", ok=False, said=f"{folder}: {error.strerror}")
-    return Check(name="folder", ok=True, said=f"{folder} is writable here")
+        return Check(name="folder", ok=False, said=f"{folder}: {there} cannot be written: {error.strerror}")
+    said = f"{folder} is" if there == folder else f"{folder} can be made: {there} is"
+    return Check(name="folder", ok=True, said=f"{said} writable here")
+
+
+def _there(profile: LocalProfile | SlurmProfile) -> Path:
+    """The folder of runs, or what there is of its path."""
+    folder = profile.shared.absolute()
+    return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def _folder_on_a_node(profile: SlurmProfile) -> Check:
     """Does a node read there what was written here, and write there too?"""
-    folder = profile.shared.absolute()
+    folder = _there(profile)
     probe, word = folder / f".doctor-{secrets.token_hex(4)}", secrets.token_hex(8)
     answer_file = probe.with_suffix(".answer")
     write_atomically(probe, word)

@@ -32,6 +32,16 @@ from slurm.local_cluster import cluster
 
 _SECRET = re.compile(r"SECRET|PASSW|PASSPHRASE|CREDENTIAL|API_?KEY|(^|_)(TOKEN|KEY)S?($|_)", re.IGNORECASE)
 _URI_WITH_SECRET = re.compile(r"://[^/]*@|[?&][^=&]*(key|token|passw|secret)[^=&]*=", re.IGNORECASE)
+# What a scheduler's names have; these stand in commands and job scripts.
+_NAME = re.compile(r"[\w@.+-]+(,[\w@.+-]+)*", re.ASCII)
+_GPU = re.compile(r"[\w.:-]+", re.ASCII)
+_FEATURES = re.compile(r"[\w@.+:,&|()\[\]*!-]+", re.ASCII)
+_VARIABLE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+_NAMES = {
+    **dict.fromkeys(("partition", "cpu_partition", "account", "qos"), _NAME),
+    "gpu_type": _GPU,
+    "constraint": _FEATURES,
+}
 SITE_FILE = "~/.config/refrag-bench/site.toml"
 
 
@@ -122,6 +132,7 @@ def find_profile(name: str) -> Profile:
     prefix = f"REFRAG_{name.upper().replace('-', '_')}_"
     for variable in sorted(v for v in os.environ if v.startswith(prefix)):
         field_name = variable.removeprefix(prefix).lower()
+        _check_field(profile, field_name, variable)
         profile = _changed(profile, field_name, _from_environment(profile, field_name, variable), variable)
     return profile
 
@@ -166,28 +177,40 @@ def _read_site() -> tuple[Path, dict[str, Any]]:
 
 def _from_environment(profile: Profile, field_name: str, variable: str) -> Any:
     text = os.environ[variable]
-    if get_type_hints(type(profile)).get(field_name) in (str, Path):
+    hint = get_type_hints(type(profile))[field_name]
+    if hint in (str, Path):
         return text
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError as error:
         said = f", got {text!r}" if field_name != "environment" else ""  # its values may be secrets
-        raise InputError(f"{variable}: expected a value as TOML writes it{said}") from error
+        expected, _ = _KINDS[hint]
+        raise InputError(f"{variable}: expected {expected} as {field_name}, as TOML writes it{said}") from error
 
 
 def _changed(profile: Profile, field_name: str, value: Any, where: str) -> Profile:
-    valid = {f.name for f in fields(profile)} - {"name"}
-    if field_name not in valid:
-        raise unknown(f"field of {where}:", field_name, valid)
+    _check_field(profile, field_name, where)
     hint = get_type_hints(type(profile))[field_name]
     expected, read = _KINDS[hint]
     read_value = read(value)
     if read_value is None:
         said = f", got {value!r}" if field_name != "environment" else ""
         raise InputError(f"{where}: expected {expected} as {field_name}{said}")
+    if field_name in _NAMES and not (
+        _NAMES[field_name].fullmatch(value) or (value == "" and field_name != "partition")
+    ):
+        raise InputError(
+            f"{where}: expected a name without spaces and a shell's characters as {field_name}, got {value!r}"
+        )
     if field_name == "environment":
         read_value = {**profile.environment, **read_value}
     return replace(profile, **{field_name: read_value})
+
+
+def _check_field(profile: Profile, field_name: str, where: str) -> None:
+    valid = {f.name for f in fields(profile)} - {"name"}
+    if field_name not in valid:
+        raise unknown(f"field of {where}:", field_name, valid)
 
 
 def _number(value: Any) -> int | None:
@@ -203,15 +226,19 @@ def _text(value: Any) -> str | None:
 
 
 def _path(value: Any) -> Path | None:
-    return Path(value).expanduser() if isinstance(value, str) and value else None
+    path = Path(value).expanduser() if isinstance(value, str) else None
+    return path if path and path.is_absolute() else None
 
 
 def _names(value: Any) -> tuple[str, ...] | None:
-    return tuple(value) if isinstance(value, list) and all(isinstance(item, str) for item in value) else None
+    modules = isinstance(value, list) and all(isinstance(item, str) and item.split() == [item] for item in value)
+    return tuple(value) if modules else None
 
 
 def _variables(value: Any) -> dict[str, str] | None:
-    return value if isinstance(value, dict) and all(isinstance(item, str) for item in value.values()) else None
+    if not isinstance(value, dict) or not all(_VARIABLE.fullmatch(name) for name in value):
+        return None
+    return value if all(isinstance(item, str) for item in value.values()) else None
 
 
 # What a site may write for a field of each type, and how it is read (None: it is something else).
@@ -219,7 +246,7 @@ _KINDS: Mapping[Any, tuple[str, Callable[[Any], Any]]] = {
     str: ("text", _text),
     int: ("a whole number of at least 0", _number),
     float: ("a number of at least 0", _amount),
-    Path: ("a folder", _path),
-    tuple[str, ...]: ("a list of text", _names),
-    Mapping[str, str]: ("a table of text", _variables),
+    Path: ("a folder with an absolute path", _path),
+    tuple[str, ...]: ("a list of text without spaces", _names),
+    Mapping[str, str]: ("a table of text by names of variables (letters, digits and _)", _variables),
 }

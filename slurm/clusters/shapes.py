@@ -36,7 +36,11 @@ class Shape:
     @property
     def said(self) -> str:
         processes = self.nodes * self.tasks_per_node
-        on = f"{self.nodes} nodes x {self.tasks_per_node} processes" if processes > 1 else "1 process"
+        on = (
+            f"{self.nodes} node{'' if self.nodes == 1 else 's'} x {self.tasks_per_node} processes"
+            if processes > 1
+            else "1 process"
+        )
         return f"{on}, {self.gpus} GPU{'' if self.gpus == 1 else 's'}"
 
 

@@ -26,7 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import plain
+from harness.errors import InputError
 from harness.files import write_atomically
+from harness.record import RunRecord
 
 OWNER, PROGRESS, RESULT, FAILED = "attempt.json", "progress.json", "result.json", "failed.json"
 STALLED = "stalled.json"
@@ -163,12 +165,23 @@ def read(path: Path) -> dict[str, Any]:
 def done(folder: Path, sweep: str) -> dict[str, Any]:
     """The result of the job in ``folder`` where it need not run again in ``sweep``; empty where it must.
 
-    A result of an earlier sweep counts while what it made is still there; a table, which makes nothing of its own, is
-    drawn once in every sweep.
+    A result counts while what it made is still there and, of a record, whole; a table, which makes nothing of its own,
+    is drawn once in every sweep.
     """
     result = read(folder / RESULT)
     if not result:
         return {}
     made = result["made"]
-    there = Path(made).exists() if made else result["sweep"] == sweep
+    there = _whole(Path(made)) if made else result["sweep"] == sweep
     return result if there else {}
+
+
+def _whole(made: Path) -> bool:
+    """Is a checkpoint there, or a record that can be read?"""
+    if made.name != "record.json" or not made.exists():
+        return made.exists()
+    try:
+        RunRecord.read(made.parent)
+    except InputError:
+        return False
+    return True

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -19,6 +19,7 @@ from harness.files import write_atomically
 from slurm.clusters.profiles import LocalProfile, gpus_here
 from slurm.clusters.queue import Entry
 from slurm.execution.arrays import Member
+from slurm.execution.controller import KILLED, in_place_of_submitits
 from slurm.execution.launch import log_folder, plan
 from slurm.execution.payload import Payload
 from slurm.execution.sweep import Launch, Sweep
@@ -26,6 +27,7 @@ from slurm.execution.watch import Look
 
 TICK_S = 0.2
 DRIVER = "driver.pid"
+GONE, CANCELLED = "GONE", "CANCELLED"
 TIMEOUT_MIN = 60 * 24 * 365  # there is no time limit here
 
 
@@ -105,9 +107,11 @@ def _start(sweep: Sweep, member: Member, log: Path, gpus: tuple[int, ...]) -> La
     """Start a job; its process is the one that controls it."""
     import submitit
 
-    executor = submitit.LocalExecutor(folder=log / f"{member.index:04d}")
+    folder = log / f"{member.index:04d}"
+    executor = submitit.LocalExecutor(folder=folder)
     on = {"gpus_per_node": len(gpus), "visible_gpus": gpus} if gpus else {}
     executor.update_parameters(timeout_min=TIMEOUT_MIN, tasks_per_node=member.shape.tasks_per_node, **on)
+    executor.update_parameters(setup=[in_place_of_submitits(folder)])
     at = time.time()
     payload = Payload(sweeps=sweep.folder.parent.resolve(), name=sweep.header.id, index=member.index, launch=at)
     # The terminal's Ctrl-C goes to every process; a job is to hear of it from its driver alone, which gives it time.
@@ -123,8 +127,19 @@ def _start(sweep: Sweep, member: Member, log: Path, gpus: tuple[int, ...]) -> La
 
 def looker(sweep: Sweep) -> Look:
     """What is known of a sweep's processes, as ``slurm.clusters.queue`` says it of jobs."""
-    here, gone = Entry(phase="running", state="RUNNING"), Entry(phase="ended", state="GONE")
-    return lambda ids: {name: here if alive(int(name), sweep) else gone for name in ids}
+    here = Entry(phase="running", state="RUNNING")
+
+    def look(ids: Sequence[str]) -> dict[str, Entry]:
+        there = {name: alive(int(name), sweep) for name in ids}  # which may note an end
+        ends = sweep.ends()
+        return {name: here if there[name] else _end_of(name, ends) for name in ids}
+
+    return look
+
+
+def _end_of(name: str, ends: Mapping[str, str]) -> Entry:
+    how = ends.get(name, "its process ended without a result")
+    return Entry(phase="ended", state=CANCELLED if how == CANCELLED else GONE, reason=how)
 
 
 def driven(sweep: Sweep) -> bool:
@@ -141,9 +156,16 @@ def _driver(sweep: Sweep) -> int | None:
 
 
 def alive(pid: int, sweep: Sweep) -> bool:
-    """Is this process there, no corpse, and the sweep's, whose id its command names? Reaps a child of this one."""
+    """Is this process there, no corpse, and the sweep's, whose id its command names?
+
+    Reaps a child of this one, and notes the signal that killed it.
+    """
     try:
-        if os.waitpid(pid, os.WNOHANG)[0] == pid:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended == pid:
+            code = os.waitstatus_to_exitcode(status)
+            if number := -code if code < 0 else max(code - KILLED, 0):
+                sweep.ended(str(pid), f"killed by signal {number}")
             return False
     except ChildProcessError:
         pass
@@ -159,15 +181,19 @@ def stop(sweep: Sweep) -> list[int]:
     """End the driver and all jobs of a sweep; the processes that were told."""
     pids = [pid for pid in (_driver(sweep), *(int(one.slurm_id) for one in sweep.launches())) if pid]
     pids = [pid for pid in pids if alive(pid, sweep)]
-    for pid in pids:
-        os.kill(pid, signal.SIGTERM)
+    _tell(sweep, pids)
     return pids
 
 
-def _end(sweep: Sweep, pids: Sequence[int]) -> None:
+def _tell(sweep: Sweep, pids: Sequence[int]) -> None:
+    """Tell processes to end, having noted that they were told."""
     for pid in pids:
-        if alive(pid, sweep):
-            os.kill(pid, signal.SIGTERM)
+        sweep.ended(str(pid), CANCELLED)
+        os.kill(pid, signal.SIGTERM)
+
+
+def _end(sweep: Sweep, pids: Sequence[int]) -> None:
+    _tell(sweep, [pid for pid in pids if alive(pid, sweep)])
     until = time.monotonic() + 30
     while any(alive(pid, sweep) for pid in pids) and time.monotonic() < until:
         time.sleep(TICK_S)

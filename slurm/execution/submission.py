@@ -65,26 +65,33 @@ def _absolute(name: Path | str | None) -> str | None:
 
 def describe(asked: Asked, profile: Profile, *, parallel: int | None, minutes: int | None) -> str:
     """What would be submitted: jobs by phase, arrays, GPU-hours and cost, and what stands in the way of some jobs."""
-    _check_numbers(profile, parallel, minutes)
+    _check_numbers(asked, profile, parallel, minutes)
     phases = asked.phases()
     members = members_of(phases)
     if isinstance(profile, LocalProfile):
-        counts = [f"  {phase}: {n} jobs" for phase, n in Counter(member.phase for member in members).items()]
-        lines = [f"{asked.experiment} on {profile.name}: {len(members)} jobs", *counts]
+        counts = Counter(member.phase for member in members)
+        lines = [f"{asked.experiment} on {profile.name}: {counted(len(members), 'job')}, runs in {asked.runs}"]
+        lines += [f"  {phase}: {counted(n, 'job')}" for phase, n in counts.items()]
     else:
         for member in members:
             sbatch_parameters(member.shape, profile, minutes=minutes)
         lines = _described(asked, phases, members, profile, minutes)
-    return "\n".join([*lines, *(f"  cannot run: {line}" for line in obstacles(phases))])
+    return "\n".join([*lines, *(f"  cannot run: {line}" for line in obstacles(asked, phases))])
 
 
-def obstacles(phases: Sequence[Phase]) -> list[str]:
-    """What jobs say that they cannot run for, each once, after the first of them that says it."""
+def obstacles(asked: Asked, phases: Sequence[Phase]) -> list[str]:
+    """What jobs say that they cannot run for, each once, after the first of them that says it; and paths asked for of
+    which none says that they are not there."""
     found: dict[str, str] = {}
     for job in (job for phase in phases for job in phase.jobs):
         for why in getattr(job, "obstacles", ()):
             found.setdefault(why, job.title)
-    return [f"{title}: {why}" for why, title in found.items()]
+    lines = [f"{title}: {why}" for why, title in found.items()]
+    for option, name in (("--data", asked.data), ("--checkpoint", asked.checkpoint)):
+        path = str(name or "")
+        if path.startswith(("/", ".", "~")) and not Path(path).exists() and not any(path in line for line in lines):
+            lines.append(f"{option}: there is no {path}")
+    return lines
 
 
 def _described(
@@ -95,10 +102,16 @@ def _described(
     except InputError as error:  # a plan can be made where no SLURM is
         longest, note = len(members), f"  ({error}; arrays are shown whole)"
     in_arrays = arrays(members, longest=longest)
-    lines = [f"{asked.experiment} on {profile.name}: {len(members)} jobs in {sum(map(len, in_arrays))} arrays{note}"]
+    there = counted(sum(map(len, in_arrays)), "array")
+    lines = [f"{asked.experiment} on {profile.name}: {counted(len(members), 'job')} in {there}{note}"]
+    lines.append(f"  {_where(profile)}, runs in {asked.runs}")
     lines += [
-        f"  {array.phase}: {len(array.indices)} jobs of {array.shape.said}" for phase in in_arrays for array in phase
+        f"  {array.phase}: {counted(len(array.indices), 'job')} of {array.shape.said}"
+        for phase in in_arrays
+        for array in phase
     ]
+    if not any(member.shape.gpus for member in members):
+        lines.append("  everything runs on CPUs; --device cuda asks for GPUs")
     lines += _planned([phase for phase in planned if phase.gpu_hours is not None], profile)
     by_plan = {phase.title for phase in planned if phase.gpu_hours is not None}
     bound = cost([member for member in members if member.phase not in by_plan], profile, minutes=minutes)
@@ -109,6 +122,18 @@ def _described(
         *lines,
         f"  {rest}{bound.gpu_hours:,.1f} GPU-hours if every job takes its {limit} minutes, once; cost: {price}",
     ]
+
+
+def _where(profile: SlurmProfile) -> str:
+    cpu = f" (of jobs without a GPU: {profile.cpu_partition})" if profile.cpu_partition else ""
+    account = f", account {profile.account}" if profile.account else ""
+    memory = f"{profile.memory_gb} GB" if profile.memory_gb else "all memory"
+    return f"partition {profile.partition}{cpu}{account}, {memory} of a node"
+
+
+def counted(n: int, thing: str) -> str:
+    """``1 job``, ``2 jobs``."""
+    return f"{n} {thing}{'' if n == 1 else 's'}"
 
 
 def _planned(phases: Sequence[Phase], profile: SlurmProfile) -> list[str]:
@@ -137,9 +162,9 @@ def create(
 
     Raises ``InputError``, and leaves nothing behind, where the experiment, the cluster or the checkout is not right.
     """
-    _check_numbers(profile, parallel, minutes)
+    _check_numbers(asked, profile, parallel, minutes)
     phases = asked.phases()
-    if standing := obstacles(phases):
+    if standing := obstacles(asked, phases):
         raise InputError(f"experiment {asked.experiment!r} cannot run: {'; '.join(standing)}")
     members = members_of(phases)
     for member in members:
@@ -150,7 +175,7 @@ def create(
     if isinstance(profile, LocalProfile):
         _check_gpus(profile, members, parallel)
     source = checkout.source(dirty=dirty)
-    check_before_submission(profile, asked.runs)  # last, as it makes the folder
+    check_before_submission(profile, asked.runs)
     sweeps, name = sweeps_beside(asked.runs), new_id(asked.experiment)
     header = Header(
         id=name,
@@ -185,9 +210,9 @@ def _check_gpus(profile: LocalProfile, members: Sequence[Member], parallel: int 
         )
 
 
-def _check_numbers(profile: Profile, parallel: int | None, minutes: int | None) -> None:
+def _check_numbers(asked: Asked, profile: Profile, parallel: int | None, minutes: int | None) -> None:
     if minutes is not None and isinstance(profile, LocalProfile):
         raise InputError(f"cluster {profile.name!r} has no time limit; leave --minutes out")
-    for name, value in (("--parallel", parallel), ("--minutes", minutes)):
+    for name, value in (("--parallel", parallel), ("--minutes", minutes), ("--limit", asked.limit)):
         if value is not None and value < 1:
             raise InputError(f"expected at least 1 as {name}, got {value}")

@@ -6,6 +6,7 @@
     <sweeps>/<id>/jobs.jsonl       a line per job: place, phase, title, digest, shape
     <sweeps>/<id>/jobs.pickle      the jobs
     <sweeps>/<id>/launches.jsonl   a line per array that was submitted: SLURM's id, phase, the jobs in it, when
+    <sweeps>/<id>/ends.jsonl       a line per process of this machine that was told to end or killed: SLURM's id, how
     <sweeps>/<id>/lock             held, and who holds it, while somebody submits, cancels or drives it
     <sweeps>/<id>/log/             the jobs' output, one folder per launch and array
     <sweeps>/jobs/<digest>/        a job's attempts, progress and result (attempt.py), whatever sweep it is in
@@ -155,6 +156,24 @@ class Sweep:
         rows = [json.loads(line) for line in lines]
         return [Launch(**row | {name: tuple(row[name]) for name in ("indices", "gpus") if name in row}) for row in rows]
 
+    def ended(self, slurm_id: str, how: str) -> None:
+        """Note how a process of this machine was ended."""
+        with (self.folder / "ends.jsonl").open("a") as file:
+            file.write(json.dumps({"slurm_id": slurm_id, "at": time.time(), "how": how}) + "\n")
+
+    def ends(self) -> dict[str, str]:
+        """How the processes of this machine that were ended were, by their ids as of their last launch.
+
+        What was noted first says why: a process that is told to end may be killed on its way.
+        """
+        try:
+            lines = (self.folder / "ends.jsonl").read_text().splitlines()
+        except FileNotFoundError:
+            return {}
+        began = {one.slurm_id: one.at for one in self.launches()}
+        rows = [json.loads(line) for line in lines]
+        return {row["slurm_id"]: row["how"] for row in reversed(rows) if row["at"] >= began.get(row["slurm_id"], 0.0)}
+
 
 def members_of(phases: Sequence[Phase]) -> list[Member]:
     """The jobs of all phases, numbered, each once."""
@@ -197,13 +216,18 @@ def sweeps_beside(runs: Path) -> Path:
     return runs.absolute().parent / FOLDER
 
 
-def find(folders: Sequence[Path], name: str | None) -> Sweep:
-    """The sweep of that id below one of ``folders``, or the newest one. Raises ``InputError`` where there is none."""
-    found = [Sweep.open(path.parent) for sweeps in folders for path in sweeps.glob("*/sweep.json")]
+def find(runs: Sequence[Path], name: str | None) -> Sweep:
+    """The sweep of that id over one of the folders of ``runs``, or the newest one.
+
+    Raises ``InputError`` where there is none.
+    """
+    found = [Sweep.open(path.parent) for each in runs for path in sweeps_beside(each).glob("*/sweep.json")]
     by_id = {sweep.header.id: sweep for sweep in sorted(found, key=lambda sweep: sweep.header.created)}
     if not by_id:
-        where = " or ".join(map(str, folders))
-        raise InputError(f"no sweep in {where}; submit one with `refrag-bench sweep submit`, or name its --runs")
+        where = " or ".join(map(str, runs))
+        raise InputError(
+            f"no sweep for --runs {where}; submit one with `refrag-bench sweep submit`, or name another --runs"
+        )
     if name is not None and name not in by_id:
         raise unknown("sweep", name, by_id)
     return by_id[name or list(by_id)[-1]]

@@ -128,7 +128,10 @@ class Watcher:
             return Row(state="running", said=entry.reason, sure=False, **known)
         started = attempt.read(folder / attempt.OWNER).get("launch") == place.at
         if entry.phase == "ended":
-            return Row(**known, **self._ended(member.index, entry, started=started))
+            result = attempt.read(folder / attempt.RESULT)
+            finished = result.get("launch") == place.at or (result and entry.state == "COMPLETED")
+            made = result["made"] if finished else None
+            return Row(**known, **self._ended(member.index, entry, started=started, made=made))
         if entry.phase == "running" and started:
             return Row(state="running", said=_progress(folder, place.at), **known)
         if entry.phase == "pending":
@@ -137,14 +140,20 @@ class Watcher:
             return Row(state="waiting" if entry.reason == "Dependency" else "pending", said=entry.reason, **known)
         return Row(state=entry.phase, said=entry.reason, **known)
 
-    def _ended(self, index: int, entry: Entry, *, started: bool) -> dict[str, Any]:
-        """What an end without a result means. A shared folder may show the result some seconds late."""
-        if entry.state == "CANCELLED":
+    def _ended(self, index: int, entry: Entry, *, started: bool, made: str | None) -> dict[str, Any]:
+        """What an end without a result means; ``made`` is what there was of one.
+
+        A shared folder may show the result some seconds late.
+        """
+        if made is None and entry.state == "CANCELLED":
             return dict(state="cancelled" if started else "not started", said="" if started else "cancelled")
         first = self._silent_since.setdefault(index, time.monotonic())
         if entry.state == "COMPLETED" and time.monotonic() - first < LOST_S:
             return dict(state="running", said="ended; its result is not there yet", sure=False)
-        return dict(state="failed", said=f"ended as {entry.state} without a result; see `refrag-bench sweep logs`")
+        if made is not None:
+            return dict(state="failed", said=f"finished, but its result is gone or damaged: {made}")
+        how = entry.reason if entry.state == "GONE" else f"ended as {entry.state} without a result"
+        return dict(state="failed", said=f"{how}; see `refrag-bench sweep logs`")
 
 
 _SILENT = Entry(phase="running", state="UNKNOWN", reason="the controller does not answer")

@@ -55,8 +55,16 @@ class RetrieveJob:
 
     @property
     def obstacles(self) -> tuple[str, ...]:
-        there = self.data or os.environ.get("REFRAG_DATA")
-        return () if there else ("there is no data root with a corpus (--data)",)
+        """What is wrong with the data root; one below ``runs`` may be for a job before this to write."""
+        if not (self.data or os.environ.get("REFRAG_DATA")):
+            return ("there is no data root with a corpus (--data)",)
+        if self.data and not self.data.exists() and self.data.absolute().is_relative_to(self.runs.absolute()):
+            return ()
+        try:
+            root = DataRoot.open(self.data)
+        except InputError as error:
+            return (str(error),)
+        return () if root.file("corpus") else (f"the data root {root.name!r} has no corpus/ to retrieve from",)
 
     def run(self, progress: Progress | None = None) -> Frozen:
         """Freeze the passages of every question; returns the frozen file with its hit rates (shares, 0 to 1).

@@ -24,6 +24,7 @@ from harness.errors import InputError
 from harness.files import destination, write_atomically
 from results.latency.journals import SCHEMA, read
 from slurm.jobs import Progress
+from slurm.latency.encoders import check_shape
 
 if TYPE_CHECKING:
     import torch
@@ -66,12 +67,20 @@ class LatencyJob:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_shape(self.shape)
         if self.rounds < 1 or self.new_tokens < 2:
             raise InputError(f"expected at least 1 round and 2 new tokens, got {self.rounds} and {self.new_tokens}")
         if self.indexed < 1:
             raise InputError(f"expected at least 1 passage to search among, got {self.indexed}")
         if not self.lengths or not self.batches:
             raise InputError("expected at least one length and one batch size")
+        for what, numbers in (("lengths", self.lengths), ("batch sizes", self.batches)):
+            if len(set(numbers)) < len(numbers):
+                raise InputError(f"expected {what} once each, got {','.join(map(str, numbers))}")
+        if self.threads is not None and self.threads < 1:
+            raise InputError(f"expected at least 1 thread, got {self.threads}")
+        if self.minutes is not None and not self.minutes > 0:
+            raise InputError(f"expected more than 0 minutes, got {self.minutes:g}")
         self._workloads()
 
     @property

@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from harness import roofline
-from harness.errors import unknown
 from harness.model.chunking import expanded_count
 from harness.roofline import EncoderShape, LlamaShape
 from harness.roofline_limits import NOTHING, Work
 from results.latency.journals import AGAIN, REFERENCE
+from slurm.latency.encoders import ENCODERS, check_shape
 
 if TYPE_CHECKING:
     import torch
@@ -33,15 +33,6 @@ if TYPE_CHECKING:
 RATES = (8, 16, 32)
 EXPAND = 0.1
 V1_K = 64
-
-# By decoder shape: the RoBERTa beside it, and CEPE's encoder.
-ENCODERS: Mapping[str, tuple[str, str]] = {
-    "tiny": ("roberta-tiny", "cepe-tiny"),
-    "llama-100m": ("roberta-mini", "cepe-mini"),
-    "llama3.2-3b": ("roberta-base", "cepe-large"),
-    "llama2-7b": ("roberta-large", "cepe-large"),
-    "llama2-13b": ("roberta-large", "cepe-large"),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +62,7 @@ def build_lanes(shape: str, decoder: Decoder) -> list[Lane]:
 
     Raises ``InputError`` for a shape without encoders.
     """
-    if shape not in ENCODERS:
-        raise unknown("decoder shape of the latency lab", shape, ENCODERS)
+    check_shape(shape)
     roberta, cepe_encoder = ENCODERS[shape]
     return [
         *_standard_rag(decoder),
