@@ -111,8 +111,9 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[l
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """What stands where a row is shorter than its batch: the padding token, else EOS (LLaMA-2's has no other).
 
-    It is masked wherever it stands, so which of them it is moves no number. Raises ``InputError`` where there is
-    neither.
+    It is masked wherever it stands, so which of them it is moves no answer and no loss; generated tokens are counted
+    without it (``harness.timing``), so EOS at the end of an answer counts only where it is not this one. Raises
+    ``InputError`` where there is neither.
     """
     found: int | None = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     if found is None:
